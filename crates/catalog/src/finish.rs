@@ -1,0 +1,601 @@
+//! The end of an attempt. One transaction holds everything that follows from it: the job's row, the receipt, what is
+//! announced. Each is refused when the attempt is no longer the current one.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, Postgres, Transaction};
+use std::time::Duration;
+use strongroom_proto::events::{
+    Alert, Fact, JobCompleted, JobFailed, RestoreCompleted, RestoreFailed, VerifyCompleted, VerifyFailed,
+};
+use strongroom_proto::receipt::{
+    BackupReceipt, CheckOutcome, ReceiptStatus, RestoreReceipt, ValidationMethod, VerificationReceipt,
+};
+use strongroom_proto::{Attempt, BackupId, JobId, JobKind, JobStatus, Sha256Digest, TargetName};
+
+use crate::jobs::{attempt_column, bytes_column, column, notify_jobs, parsed};
+use crate::{AuditEntry, Catalog, CatalogError, audit, outbox};
+
+/// A piece of SQL that several statements share; a macro, so that every statement stays a literal.
+macro_rules! returning {
+    () => {
+        "RETURNING kind::text, target_identifier, backup_id, started_at,
+    coalesce(completed_at, now()) AS completed_at, retry_count, principal, traceparent"
+    };
+}
+
+/// Whether an attempt's end was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// It was the current attempt; the change is committed.
+    Accepted,
+    /// Another attempt has the job, or it ended before: nothing changed.
+    Stale,
+}
+
+/// A backup that has its receipt.
+#[derive(Debug, Clone)]
+pub struct FinishedBackup {
+    /// The receipt in the vault.
+    pub receipt: BackupReceipt,
+    /// The digest of its bytes.
+    pub sha256: Sha256Digest,
+    /// Where it lies.
+    pub storage_path: String,
+    /// The vault's URL.
+    pub vault_url: String,
+}
+
+/// A verification that has its receipt.
+#[derive(Debug, Clone)]
+pub struct FinishedVerification {
+    /// The receipt in the vault.
+    pub receipt: VerificationReceipt,
+    /// The digest of its bytes.
+    pub sha256: Sha256Digest,
+}
+
+/// A restore that has its receipt.
+#[derive(Debug, Clone)]
+pub struct FinishedRestore {
+    /// The receipt in the vault.
+    pub receipt: RestoreReceipt,
+    /// The digest of its bytes.
+    pub sha256: Sha256Digest,
+}
+
+/// What the catalog knows of a job at its end.
+struct Ended {
+    kind: JobKind,
+    target: TargetName,
+    backup_id: BackupId,
+    started_at: Option<DateTime<Utc>>,
+    completed_at: DateTime<Utc>,
+    retry_count: i32,
+    principal: String,
+    traceparent: Option<String>,
+}
+
+impl Catalog {
+    /// Completes a backup job with its receipt.
+    pub async fn finish_backup(
+        &self,
+        id: JobId,
+        attempt: Attempt,
+        done: &FinishedBackup,
+    ) -> Result<Finish, CatalogError> {
+        let failed = |e| CatalogError::new("finish a backup", e);
+        let receipt = &done.receipt;
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let partial = receipt.status == ReceiptStatus::Partial;
+        let row = sqlx::query(concat!(
+            "UPDATE backup_jobs SET status = 'completed', completed_at = now(), lease_expires_at = NULL, secret = NULL,
+                 size_bytes = $3, stored_bytes = $4, storage_path = $5, checksum = $6, partial = $7, error = NULL,
+                 progress_bytes = $3
+             WHERE id = $1 AND attempt = $2 AND status = 'running' AND kind = 'backup' ",
+            returning!()
+        ))
+        .bind(id.as_uuid())
+        .bind(attempt_column(attempt))
+        .bind(bytes_column(receipt.totals.content_bytes))
+        .bind(bytes_column(receipt.totals.stored_bytes))
+        .bind(&done.storage_path)
+        .bind(done.sha256.to_string())
+        .bind(partial)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let Some(row) = row else { return Ok(Finish::Stale) };
+        let ended = ended(&row)?;
+        put_receipt(&mut tx, "backup", id, &receipt.backup_id, done.sha256, receipt).await?;
+        sqlx::query(
+            "INSERT INTO backups (id, backup_id, type, target, target_identifier, destination, size_bytes, stored_bytes,
+                 started_at, completed_at, partial, receipt_sha256, retention_until)
+             SELECT id, backup_id, type, target, target_identifier, $2, size_bytes, stored_bytes, $3, $4, partial,
+                 checksum, retention_until
+             FROM backup_jobs WHERE id = $1
+             ON CONFLICT (backup_id) DO NOTHING",
+        )
+        .bind(id.as_uuid())
+        .bind(&done.vault_url)
+        .bind(receipt.started_at)
+        .bind(receipt.completed_at)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let fact = Fact::JobCompleted(JobCompleted {
+            job_id: id,
+            status: JobStatus::Completed,
+            duration: seconds_text(ended.started_at, ended.completed_at),
+            size_bytes: receipt.totals.content_bytes,
+            stored_bytes: receipt.totals.stored_bytes,
+            targets: vec![ended.target.clone()],
+            backup_id: receipt.backup_id.clone(),
+            partial,
+        });
+        announce(&mut tx, id, &ended, &[("completed", fact)]).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Finish::Accepted)
+    }
+
+    /// Completes a verify job with its receipt; the backup is marked as proven or disproven.
+    pub async fn finish_verification(
+        &self,
+        id: JobId,
+        attempt: Attempt,
+        done: &FinishedVerification,
+    ) -> Result<Finish, CatalogError> {
+        let failed = |e| CatalogError::new("finish a verification", e);
+        let receipt = &done.receipt;
+        let passed = receipt.integrity.validated;
+        let failures = failures(receipt);
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let row = sqlx::query(concat!(
+            "UPDATE backup_jobs SET status = CASE WHEN $3 THEN 'completed'::job_status ELSE 'failed' END,
+                 completed_at = now(), lease_expires_at = NULL, secret = NULL, checksum = $4, error = $5
+             WHERE id = $1 AND attempt = $2 AND status = 'running' AND kind = 'verify' ",
+            returning!()
+        ))
+        .bind(id.as_uuid())
+        .bind(attempt_column(attempt))
+        .bind(passed)
+        .bind(done.sha256.to_string())
+        .bind((!passed).then_some(&failures))
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let Some(row) = row else { return Ok(Finish::Stale) };
+        let ended = ended(&row)?;
+        put_receipt(&mut tx, "verification", id, &receipt.backup_id, done.sha256, receipt).await?;
+        let method = receipt
+            .integrity
+            .validation_method
+            .filter(|_| passed)
+            .map(method_column);
+        let checks =
+            serde_json::to_value(&receipt.checks).map_err(|e| CatalogError::decode("verifications.checks", e))?;
+        sqlx::query(
+            "INSERT INTO verifications (job_id, backup_id, passed, method, completed_at, checks)
+             VALUES ($1, $2, $3, $4::validation_method, $5, $6) ON CONFLICT (job_id) DO NOTHING",
+        )
+        .bind(id.as_uuid())
+        .bind(receipt.backup_id.as_str())
+        .bind(passed)
+        .bind(method)
+        .bind(receipt.completed_at)
+        .bind(checks)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        // A backup that once passed and now does not is damaged: what is shown follows the last verification.
+        sqlx::query(
+            "UPDATE backups SET verified = $2, verified_at = CASE WHEN $2 THEN $3 END,
+                 validation_method = CASE WHEN $2 THEN $4::validation_method END, verification_error = $5
+             WHERE backup_id = $1",
+        )
+        .bind(receipt.backup_id.as_str())
+        .bind(passed)
+        .bind(receipt.completed_at)
+        .bind(method)
+        .bind((!passed).then_some(&failures))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if passed {
+            sqlx::query(
+                "UPDATE restore_points p SET verified = true, verification_date = $2
+                 WHERE $1 = ANY(p.backup_job_ids) AND NOT EXISTS (
+                     SELECT 1 FROM unnest(p.backup_job_ids) AS job LEFT JOIN backups b ON b.id = job
+                     WHERE NOT coalesce(b.verified, false))",
+            )
+            .bind(
+                sqlx::query_scalar::<_, uuid::Uuid>("SELECT id FROM backups WHERE backup_id = $1")
+                    .bind(receipt.backup_id.as_str())
+                    .fetch_optional(&mut *tx)
+                    .await
+                    .map_err(failed)?,
+            )
+            .bind(receipt.completed_at)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        }
+        let facts = if passed {
+            vec![(
+                "completed",
+                Fact::VerifyCompleted(VerifyCompleted {
+                    job_id: id,
+                    backup_id: receipt.backup_id.clone(),
+                    targets: vec![ended.target.clone()],
+                    validation_method: receipt
+                        .integrity
+                        .validation_method
+                        .unwrap_or(ValidationMethod::FullRestoreTest),
+                    validated_at: receipt.completed_at,
+                    checks_passed: u32::try_from(receipt.checks.len()).unwrap_or(u32::MAX),
+                }),
+            )]
+        } else {
+            verification_failed(id, &ended, &failures)
+        };
+        announce(&mut tx, id, &ended, &facts).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Finish::Accepted)
+    }
+
+    /// Completes a restore job with its receipt.
+    pub async fn finish_restore(
+        &self,
+        id: JobId,
+        attempt: Attempt,
+        done: &FinishedRestore,
+    ) -> Result<Finish, CatalogError> {
+        let failed = |e| CatalogError::new("finish a restore", e);
+        let receipt = &done.receipt;
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let row = sqlx::query(concat!(
+            "UPDATE backup_jobs SET status = 'completed', completed_at = now(), lease_expires_at = NULL, secret = NULL,
+                 size_bytes = $3, checksum = $4, error = NULL, progress_bytes = $3
+             WHERE id = $1 AND attempt = $2 AND status = 'running' AND kind = 'restore' ",
+            returning!()
+        ))
+        .bind(id.as_uuid())
+        .bind(attempt_column(attempt))
+        .bind(bytes_column(receipt.restored_bytes))
+        .bind(done.sha256.to_string())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let Some(row) = row else { return Ok(Finish::Stale) };
+        let ended = ended(&row)?;
+        put_receipt(&mut tx, "restore", id, &receipt.backup_id, done.sha256, receipt).await?;
+        end_restore(&mut tx, id, &ended, None).await?;
+        let fact = Fact::RestoreCompleted(RestoreCompleted {
+            restore_id: id,
+            targets: vec![ended.target.clone()],
+            success: true,
+            backup_id: receipt.backup_id.clone(),
+            destination: receipt.destination.clone(),
+        });
+        announce(&mut tx, id, &ended, &[("completed", fact)]).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Finish::Accepted)
+    }
+
+    /// Gives the job back for another attempt after `delay`; this one is spent.
+    pub async fn retry(
+        &self,
+        id: JobId,
+        attempt: Attempt,
+        error: &str,
+        delay: Duration,
+    ) -> Result<Finish, CatalogError> {
+        self.give_back(id, attempt, Some(error), delay).await
+    }
+
+    /// Gives the job back because its worker shuts down; no attempt is spent.
+    pub async fn interrupt(&self, id: JobId, attempt: Attempt) -> Result<Finish, CatalogError> {
+        self.give_back(id, attempt, None, Duration::ZERO).await
+    }
+
+    async fn give_back(
+        &self,
+        id: JobId,
+        attempt: Attempt,
+        error: Option<&str>,
+        delay: Duration,
+    ) -> Result<Finish, CatalogError> {
+        let failed = |e| CatalogError::new("give a job back", e);
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let done = sqlx::query(
+            "UPDATE backup_jobs SET status = 'pending', lease_expires_at = NULL, dispatched_at = NULL,
+                 not_before = now() + make_interval(secs => $4), error = coalesce($3, error),
+                 retry_count = retry_count + CASE WHEN $3::text IS NULL THEN 0 ELSE 1 END
+             WHERE id = $1 AND attempt = $2 AND status = 'running'",
+        )
+        .bind(id.as_uuid())
+        .bind(attempt_column(attempt))
+        .bind(error)
+        .bind(delay.as_secs_f64())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if done.rows_affected() == 0 {
+            return Ok(Finish::Stale);
+        }
+        notify_jobs(&mut tx).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Finish::Accepted)
+    }
+
+    /// Gives the job up: a dead letter, an event and an alert say why.
+    pub async fn fail(&self, id: JobId, attempt: Attempt, error: &str) -> Result<Finish, CatalogError> {
+        let failed = |e| CatalogError::new("fail a job", e);
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let row = sqlx::query(concat!(
+            "UPDATE backup_jobs SET status = 'failed', completed_at = now(), lease_expires_at = NULL, secret = NULL,
+                 error = $3
+             WHERE id = $1 AND attempt = $2 AND status IN ('running', 'pending') ",
+            returning!()
+        ))
+        .bind(id.as_uuid())
+        .bind(attempt_column(attempt))
+        .bind(error)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let Some(row) = row else { return Ok(Finish::Stale) };
+        let ended = ended(&row)?;
+        sqlx::query(
+            "INSERT INTO dead_letters (subject, reference, reason, payload) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (subject, reference) DO NOTHING",
+        )
+        .bind(ended.kind.as_str())
+        .bind(id.to_string())
+        .bind(error)
+        .bind(serde_json::json!({ "target": ended.target, "backup_id": ended.backup_id, "attempts": ended.retry_count + 1 }))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let targets = vec![ended.target.clone()];
+        let facts = match ended.kind {
+            JobKind::Verify => verification_failed(id, &ended, error),
+            JobKind::Restore => {
+                end_restore(&mut tx, id, &ended, Some(error)).await?;
+                vec![(
+                    "failed",
+                    Fact::RestoreFailed(RestoreFailed {
+                        restore_id: id,
+                        targets,
+                        success: false,
+                        backup_id: ended.backup_id.clone(),
+                        error: error.to_owned(),
+                    }),
+                )]
+            }
+            JobKind::Backup => vec![
+                (
+                    "failed",
+                    Fact::JobFailed(JobFailed {
+                        job_id: id,
+                        error: error.to_owned(),
+                        retry_count: ended.retry_count.unsigned_abs(),
+                        targets: targets.clone(),
+                        kind: ended.kind,
+                    }),
+                ),
+                (
+                    "alert",
+                    Fact::Alert(Alert {
+                        subject: "dead_letter".to_owned(),
+                        message: format!("the backup of {} was given up: {error}", ended.target),
+                        job_id: Some(id),
+                        targets,
+                    }),
+                ),
+            ],
+        };
+        announce(&mut tx, id, &ended, &facts).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Finish::Accepted)
+    }
+
+    /// Ends a running job because somebody asked for it.
+    pub async fn cancelled(&self, id: JobId, attempt: Attempt) -> Result<Finish, CatalogError> {
+        let failed = |e| CatalogError::new("cancel a job", e);
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let row = sqlx::query(concat!(
+            "UPDATE backup_jobs SET status = 'cancelled', completed_at = now(), lease_expires_at = NULL, secret = NULL
+             WHERE id = $1 AND attempt = $2 AND status = 'running' ",
+            returning!()
+        ))
+        .bind(id.as_uuid())
+        .bind(attempt_column(attempt))
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let Some(row) = row else { return Ok(Finish::Stale) };
+        announce_cancelled(&mut tx, id, &ended(&row)?).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Finish::Accepted)
+    }
+
+    /// Asks for a job to stop: one that waits ends at once, one that runs is told at its next heartbeat. `false` where
+    /// there is no such job or it has ended.
+    pub async fn request_cancel(&self, id: JobId, principal: &str) -> Result<bool, CatalogError> {
+        let failed = |e| CatalogError::new("cancel a job", e);
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let row = sqlx::query(concat!(
+            "UPDATE backup_jobs SET cancel_requested = true,
+                 status = CASE status WHEN 'pending' THEN 'cancelled'::job_status ELSE status END,
+                 completed_at = CASE status WHEN 'pending' THEN now() END,
+                 secret = CASE status WHEN 'pending' THEN NULL ELSE secret END
+             WHERE id = $1 AND status IN ('pending', 'running') ",
+            returning!(),
+            ", status::text"
+        ))
+        .bind(id.as_uuid())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let Some(row) = row else { return Ok(false) };
+        let entry = AuditEntry {
+            principal: principal.to_owned(),
+            action: "cancel job",
+            object: id.to_string(),
+            detail: serde_json::json!({}),
+        };
+        audit::write(&mut tx, &entry).await?;
+        if parsed::<JobStatus>(&row, "status")? == JobStatus::Cancelled {
+            announce_cancelled(&mut tx, id, &ended(&row)?).await?;
+        }
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
+    }
+}
+
+fn ended(row: &sqlx::postgres::PgRow) -> Result<Ended, CatalogError> {
+    Ok(Ended {
+        kind: parsed(row, "kind")?,
+        target: parsed(row, "target_identifier")?,
+        backup_id: parsed(row, "backup_id")?,
+        started_at: column(row, "started_at")?,
+        completed_at: column(row, "completed_at")?,
+        retry_count: column(row, "retry_count")?,
+        principal: column(row, "principal")?,
+        traceparent: column(row, "traceparent")?,
+    })
+}
+
+/// One message id a job and outcome: however an attempt's end is repeated, subscribers see one fact.
+async fn announce(
+    tx: &mut Transaction<'_, Postgres>,
+    id: JobId,
+    ended: &Ended,
+    facts: &[(&str, Fact)],
+) -> Result<(), CatalogError> {
+    for (suffix, fact) in facts {
+        outbox::put_fact(tx, &format!("{id}.{suffix}"), fact, ended.traceparent.as_deref()).await?;
+    }
+    notify_jobs(tx).await
+}
+
+async fn announce_cancelled(tx: &mut Transaction<'_, Postgres>, id: JobId, ended: &Ended) -> Result<(), CatalogError> {
+    if ended.kind == JobKind::Restore {
+        end_restore(tx, id, ended, Some("cancelled")).await?;
+    }
+    let fact = Fact::JobFailed(JobFailed {
+        job_id: id,
+        error: "cancelled on request".to_owned(),
+        retry_count: ended.retry_count.unsigned_abs(),
+        targets: vec![ended.target.clone()],
+        kind: ended.kind,
+    });
+    announce(tx, id, ended, &[("failed", fact)]).await
+}
+
+async fn put_receipt(
+    connection: &mut PgConnection,
+    kind: &'static str,
+    id: JobId,
+    backup_id: &BackupId,
+    sha256: Sha256Digest,
+    receipt: &impl serde::Serialize,
+) -> Result<(), CatalogError> {
+    let body = serde_json::to_value(receipt).map_err(|e| CatalogError::decode("receipts.body", e))?;
+    sqlx::query(
+        "INSERT INTO receipts (sha256, kind, job_id, backup_id, body) VALUES ($1, $2::receipt_kind, $3, $4, $5)
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(sha256.to_string())
+    .bind(kind)
+    .bind(id.as_uuid())
+    .bind(backup_id.as_str())
+    .bind(body)
+    .execute(connection)
+    .await
+    .map_err(|e| CatalogError::new("store a receipt", e))?;
+    Ok(())
+}
+
+/// Closes the row of a restore, and writes down in the audit log what it did.
+async fn end_restore(
+    connection: &mut PgConnection,
+    id: JobId,
+    ended: &Ended,
+    error: Option<&str>,
+) -> Result<(), CatalogError> {
+    let failed = |e| CatalogError::new("end a restore", e);
+    let row = sqlx::query(
+        "UPDATE restores SET started_at = $2, completed_at = $3, success = $4, error = $5 WHERE job_id = $1
+         RETURNING destination, overwrite_reason",
+    )
+    .bind(id.as_uuid())
+    .bind(ended.started_at)
+    .bind(ended.completed_at)
+    .bind(error.is_none())
+    .bind(error)
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(failed)?;
+    let entry = AuditEntry {
+        principal: ended.principal.clone(),
+        action: "restore",
+        object: ended.backup_id.to_string(),
+        detail: serde_json::json!({
+            "job_id": id,
+            "destination": column::<String>(&row, "destination")?,
+            "overwrite_reason": column::<Option<String>>(&row, "overwrite_reason")?,
+            "success": error.is_none(),
+            "error": error,
+        }),
+    };
+    audit::write(connection, &entry).await
+}
+
+fn verification_failed(id: JobId, ended: &Ended, error: &str) -> Vec<(&'static str, Fact)> {
+    let targets = vec![ended.target.clone()];
+    let alert = Alert {
+        subject: "verification_failed".to_owned(),
+        message: format!(
+            "backup {} of {} is not proven to restore: {error}",
+            ended.backup_id, ended.target
+        ),
+        job_id: Some(id),
+        targets: targets.clone(),
+    };
+    let fact = VerifyFailed {
+        job_id: id,
+        backup_id: ended.backup_id.clone(),
+        targets,
+        error: error.to_owned(),
+    };
+    vec![("failed", Fact::VerifyFailed(fact)), ("alert", Fact::Alert(alert))]
+}
+
+/// What did not pass, for a person.
+fn failures(receipt: &VerificationReceipt) -> String {
+    let lines: Vec<String> = receipt
+        .checks
+        .iter()
+        .filter(|check| check.outcome != CheckOutcome::Passed)
+        .map(|check| format!("{}: {}", check.name, check.detail))
+        .collect();
+    if lines.is_empty() {
+        "no check was made".to_owned()
+    } else {
+        lines.join("; ")
+    }
+}
+
+pub(crate) const fn method_column(method: ValidationMethod) -> &'static str {
+    match method {
+        ValidationMethod::Checksum => "checksum",
+        ValidationMethod::SpotRestore => "spot_restore",
+        ValidationMethod::FullRestoreTest => "full_restore_test",
+    }
+}
+
+fn seconds_text(from: Option<DateTime<Utc>>, to: DateTime<Utc>) -> String {
+    let milliseconds = from.map_or(0, |from| (to - from).num_milliseconds().max(0));
+    format!("{}.{:03}s", milliseconds / 1000, milliseconds % 1000)
+}
