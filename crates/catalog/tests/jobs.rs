@@ -416,3 +416,56 @@ async fn one_of_two_coordinators_moves_a_schedule_on() {
     assert_eq!([a.unwrap(), b.unwrap()].iter().filter(|won| **won).count(), 1);
     assert_eq!(catalog.due_schedules(Utc::now()).await.unwrap().len(), 0);
 }
+
+#[tokio::test]
+async fn the_catalog_allows_the_transitions_of_the_lifecycle_and_no_others() {
+    use strongroom_policy::lifecycle::{self, JobEvent};
+    let server = Postgres::start().unwrap();
+    let catalog = catalog(&server).await;
+    for (n, &from) in JobStatus::ALL.iter().enumerate() {
+        for (m, &event) in JobEvent::ALL.iter().enumerate() {
+            let request = backup(&format!("t{n}-{m}"));
+            let id = create(&catalog, None, &request).await;
+            catalog
+                .dispatch(DispatchLimits {
+                    per_target: 1,
+                    per_pool: 1000,
+                })
+                .await
+                .unwrap();
+            let attempt = Attempt::FIRST;
+            let done = FinishedBackup {
+                sha256: Sha256Digest::from_bytes([(n * 16 + m) as u8; 32]),
+                ..finished(id, &request.backup_id, attempt)
+            };
+            if from != JobStatus::Pending {
+                catalog.claim(id, attempt, "w", 30).await.unwrap().unwrap();
+            }
+            match from {
+                JobStatus::Pending | JobStatus::Running => {}
+                JobStatus::Completed => drop(catalog.finish_backup(id, attempt, &done).await.unwrap()),
+                JobStatus::Failed => drop(catalog.fail(id, attempt, "x").await.unwrap()),
+                JobStatus::Cancelled => drop(catalog.cancelled(id, attempt).await.unwrap()),
+            }
+            let accepted = match event {
+                JobEvent::Claimed => catalog.claim(id, attempt, "w", 30).await.unwrap().is_some(),
+                JobEvent::Finished => catalog.finish_backup(id, attempt, &done).await.unwrap() == Finish::Accepted,
+                JobEvent::AttemptLost => {
+                    catalog.retry(id, attempt, "x", Duration::ZERO).await.unwrap() == Finish::Accepted
+                }
+                JobEvent::Interrupted => catalog.interrupt(id, attempt).await.unwrap() == Finish::Accepted,
+                JobEvent::GaveUp => catalog.fail(id, attempt, "x").await.unwrap() == Finish::Accepted,
+                JobEvent::Cancelled if from == JobStatus::Pending => catalog.request_cancel(id, "t").await.unwrap(),
+                JobEvent::Cancelled => catalog.cancelled(id, attempt).await.unwrap() == Finish::Accepted,
+            };
+            let stands = catalog.job(id).await.unwrap().unwrap().status;
+            match lifecycle::next(from, event) {
+                Ok(to) => assert!(accepted && stands == to, "{from} + {event} -> {to}, stands at {stands}"),
+                Err(_) => assert!(
+                    !accepted && stands == from,
+                    "{from} + {event} is not allowed, stands at {stands}"
+                ),
+            }
+        }
+    }
+}

@@ -1,5 +1,5 @@
 //! Pure decisions: what a job may do next, whether it is tried again, which targets a request means, when a schedule
-//! is due, whether there is room to run.
+//! is due.
 //!
 //! Nothing here reads a clock, a network or a catalog: the present, the past and the rules are arguments, and the answer
 //! is a value that somebody else carries out. The one thing taken from outside is the time zone database, which
@@ -7,7 +7,6 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
-pub mod admission;
 pub mod estimate;
 pub mod lifecycle;
 pub mod retry;

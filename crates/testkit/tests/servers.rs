@@ -100,6 +100,15 @@ fn an_sql_error_is_reported_with_its_message() {
     assert_eq!(server.psql("postgres", "show fsync").unwrap(), "off");
 }
 
+#[test]
+fn every_pinned_major_of_postgres_starts() {
+    for major in [17, 18] {
+        let server = Postgres::start_major(major).unwrap();
+        let version = server.psql("postgres", "show server_version_num").unwrap();
+        assert_eq!(version.parse::<u32>().unwrap() / 10_000, major);
+    }
+}
+
 /// A signed request through curl: the status code and the body.
 fn s3_request(server: &S3, args: &[&str], path: &str) -> String {
     let done = Command::new("curl")

@@ -1,0 +1,52 @@
+//! `vault.json`: what a vault is, in the open. Written once, when the vault is made.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use strongroom_proto::VaultId;
+
+use crate::chunker::{CHUNK_AVG_BYTES, CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, CHUNKER_KIND};
+
+/// The version of everything in a vault.
+pub(crate) const FORMAT: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Description {
+    pub(crate) format: u32,
+    pub(crate) vault_id: VaultId,
+    pub(crate) created_at: DateTime<Utc>,
+    pub(crate) chunker: ChunkerParameters,
+    pub(crate) recipients: Vec<String>,
+    pub(crate) writer_key_id: String,
+    pub(crate) signers: Vec<KnownSigner>,
+    pub(crate) capabilities: Capabilities,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChunkerParameters {
+    pub(crate) kind: String,
+    pub(crate) min_bytes: usize,
+    pub(crate) avg_bytes: usize,
+    pub(crate) max_bytes: usize,
+}
+
+impl ChunkerParameters {
+    pub(crate) fn ours() -> Self {
+        Self {
+            kind: CHUNKER_KIND.to_owned(),
+            min_bytes: CHUNK_MIN_BYTES,
+            avg_bytes: CHUNK_AVG_BYTES,
+            max_bytes: CHUNK_MAX_BYTES,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KnownSigner {
+    pub(crate) principal: String,
+    pub(crate) public_key: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Capabilities {
+    pub(crate) create_if_absent: bool,
+}

@@ -1,0 +1,659 @@
+//! What can go wrong, one enum an operation.
+//!
+//! Callers branch on a variant or on `is_retryable`, never on text. A cause is a `source`, never part of the message.
+
+use std::io;
+use std::path::PathBuf;
+
+use strongroom_proto::{BackupId, ChunkId, VaultId};
+
+type Cause = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// The object store, or the folder in its place, did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The URL names no store.
+    #[error("the vault URL is not valid: {rule}")]
+    BadUrl {
+        /// What is expected.
+        rule: &'static str,
+    },
+    /// The settings do not make a client.
+    #[error("the settings for the store {url} do not work; check endpoint, region and access key")]
+    Configure {
+        /// The store.
+        url: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The folder of a local vault cannot be used.
+    #[error("cannot use the folder {path}; check that it exists, is mounted and belongs to this user", path = path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The store is full.
+    #[error("{operation} {object}: no space is left in the store; free space or enlarge it, then try again")]
+    Full {
+        /// What was tried.
+        operation: &'static str,
+        /// On which object.
+        object: String,
+        /// The store's own words.
+        #[source]
+        source: Cause,
+    },
+    /// The store cannot be reached, timed out, or answered with an error of its own.
+    #[error("{operation} {object}: the store did not answer as it should; check that it is up and reachable")]
+    Unavailable {
+        /// What was tried.
+        operation: &'static str,
+        /// On which object.
+        object: String,
+        /// The store's own words.
+        #[source]
+        source: Cause,
+    },
+    /// The store refuses, and will refuse again.
+    #[error("{operation} {object}: the store refused; check permissions and settings")]
+    Refused {
+        /// What was tried.
+        operation: &'static str,
+        /// On which object.
+        object: String,
+        /// The store's own words.
+        #[source]
+        source: Cause,
+    },
+    /// What was read back is not what was sent.
+    #[error(
+        "put {object}: the store holds other bytes than were sent; check its disks and memory before using it again"
+    )]
+    Differs {
+        /// The object.
+        object: String,
+    },
+    /// An object with this name and other content is there already.
+    #[error("put {object}: it exists already with other content, and stored bytes are never rewritten")]
+    Exists {
+        /// The object.
+        object: String,
+    },
+    /// An object is larger than any we write.
+    #[error("get {object}: it has {bytes} bytes, more than the {limit_bytes} such an object may have")]
+    TooLarge {
+        /// The object.
+        object: String,
+        /// Its size.
+        bytes: u64,
+        /// What is allowed.
+        limit_bytes: u64,
+    },
+    /// The file system could not be made to write its buffers out.
+    #[error("sync the file system of {path}", path = path.display())]
+    Sync {
+        /// The vault's folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// Whether the same call may well succeed later without anybody doing anything.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+
+    /// Whether somebody has to free space first.
+    pub const fn is_storage_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+}
+
+/// A key or recipient is not what it should be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// Not a writer key file.
+    #[error("this is not a writer key: expected one line STRONGROOM-WRITER-KEY-1 and 64 hex digits")]
+    WriterKey,
+    /// Not an age recipient.
+    #[error("{text:?} is not an age recipient: expected age1…, as `age-keygen -y` prints it")]
+    Recipient {
+        /// What was given.
+        text: String,
+    },
+    /// Not an age identity file.
+    #[error("this is not an age identity file: expected lines AGE-SECRET-KEY-1…, as `age-keygen` writes them")]
+    Identity,
+    /// Not a signing key.
+    #[error(
+        "this is not an OpenSSH Ed25519 private key without a passphrase; make one with `ssh-keygen -t ed25519 -N ''`"
+    )]
+    SigningKey,
+    /// Not a public key.
+    #[error("this is not an OpenSSH Ed25519 public key line")]
+    PublicKey,
+    /// Not a principal.
+    #[error("{text:?} is not a principal: use letters, digits and . _ @ - only")]
+    Principal {
+        /// What was given.
+        text: String,
+    },
+    /// No randomness to be had, or the like.
+    #[error("make a signing key")]
+    Generate {
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+}
+
+/// A vault could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateVaultError {
+    /// Nobody could ever read it.
+    #[error("a vault needs at least one recipient, or nobody could ever restore from it; give an age1… recipient")]
+    NoRecipients,
+    /// Nobody could ever sign a receipt in it.
+    #[error("a vault needs at least one signer; give the public key that receipts will be signed with")]
+    NoSigners,
+    /// A recipient or signer is not valid.
+    #[error("the new vault's keys are not valid")]
+    Key {
+        /// Which and why.
+        #[source]
+        source: KeyError,
+    },
+    /// There is a vault already.
+    #[error("there is a vault at {url} already; open it, or choose another place")]
+    Exists {
+        /// Where.
+        url: String,
+    },
+    /// The store overwrites where it was told not to, so that two attempts could both commit.
+    #[error(
+        "the store {url} does not honour create-if-absent ({found}): two writers could overwrite each other's receipt; \
+         use a store with conditional writes (If-None-Match)"
+    )]
+    NoCreateIfAbsent {
+        /// Where.
+        url: String,
+        /// What it did.
+        found: &'static str,
+    },
+    /// Sealing the writer key failed.
+    #[error("seal the writer key to the recipients")]
+    Seal {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The store failed.
+    #[error("create the vault")]
+    Store {
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+}
+
+impl CreateVaultError {
+    /// Whether the same call may well succeed later.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Store { source } if source.is_retryable())
+    }
+}
+
+/// A vault could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenVaultError {
+    /// There is none.
+    #[error("there is no vault at {url}; create it, or check the URL")]
+    NoVault {
+        /// Where.
+        url: String,
+    },
+    /// It was written by a newer version, or with other parameters.
+    #[error(
+        "the vault at {url} has {what}, which this version cannot work with; use the version that made it, or a newer one"
+    )]
+    Unsupported {
+        /// Where.
+        url: String,
+        /// What.
+        what: String,
+    },
+    /// `vault.json` is damaged.
+    #[error("vault.json at {url} is damaged; restore it from a copy of the vault")]
+    Malformed {
+        /// Where.
+        url: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The store failed.
+    #[error("open the vault")]
+    Store {
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+}
+
+impl OpenVaultError {
+    /// Whether the same call may well succeed later.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Store { source } if source.is_retryable())
+    }
+}
+
+/// Something in a vault could not be read, or must not be trusted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The store failed.
+    #[error("{doing}")]
+    Store {
+        /// What for.
+        doing: String,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// There is no such backup.
+    #[error("backup {id} is not in the vault: it has no receipt")]
+    NoBackup {
+        /// The backup.
+        id: BackupId,
+    },
+    /// An object that the receipt or the list of packs names is gone.
+    #[error(
+        "{object} is missing from the vault; check the backup, and restore the object from another copy of the vault"
+    )]
+    Missing {
+        /// The object.
+        object: String,
+    },
+    /// An object's bytes are not those its digest, its MAC or its name promise.
+    #[error("{object} is damaged: {problem}; check the backup, and restore the object from another copy of the vault")]
+    Damaged {
+        /// The object.
+        object: String,
+        /// What does not match.
+        problem: &'static str,
+    },
+    /// An object's bytes cannot be taken apart.
+    #[error(
+        "{object} is damaged: it cannot be decoded; check the backup, and restore the object from another copy of the vault"
+    )]
+    Malformed {
+        /// The object.
+        object: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// No signer of the vault made this signature.
+    #[error("the signature of {object} was not made over these bytes by a signer of this vault; do not trust it")]
+    BadSignature {
+        /// The object.
+        object: String,
+    },
+    /// The receipt belongs to another vault or backup.
+    #[error("{object} was written for {found}, not for {expected}; somebody moved it")]
+    Misplaced {
+        /// The object.
+        object: String,
+        /// What it says.
+        found: String,
+        /// What its place says.
+        expected: String,
+    },
+    /// The identity does not open it.
+    #[error("the identity does not open {object}; give the identity file of one of the vault's recipients")]
+    WrongIdentity {
+        /// The object.
+        object: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The writer key is not the vault's.
+    #[error("the writer key {found} is not the one of vault {vault}, which is {expected}; configure the right one")]
+    WrongWriterKey {
+        /// The vault.
+        vault: VaultId,
+        /// What was given.
+        found: String,
+        /// What is expected.
+        expected: String,
+    },
+    /// The format is newer than this version.
+    #[error("{object} has format {format}, which this version cannot read; use a newer version")]
+    NewerFormat {
+        /// The object.
+        object: String,
+        /// Its format.
+        format: u32,
+    },
+    /// The receipt says that nothing was stored.
+    #[error("backup {id} holds no content: its receipt names no manifest")]
+    NothingStored {
+        /// The backup.
+        id: BackupId,
+    },
+    /// No index of this backup knows the chunk.
+    #[error("chunk {chunk} is in no index of this backup; check the backup")]
+    ChunkUnknown {
+        /// The chunk.
+        chunk: ChunkId,
+    },
+    /// The chunk's content is not what its id promises.
+    #[error(
+        "chunk {chunk} in pack {pack} is damaged; check the backup, and restore the pack from another copy of the vault"
+    )]
+    ChunkCorrupt {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Where it lies.
+        pack: String,
+    },
+    /// Decrypting or reading a chunk failed.
+    #[error(
+        "read chunk {chunk} from pack {pack}; check the backup, and restore the pack from another copy of the vault"
+    )]
+    ReadChunk {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Where it lies.
+        pack: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The content put together is not what was written.
+    #[error("the content of {path:?} does not match its digest; do not use what was restored of it")]
+    EntryCorrupt {
+        /// The entry.
+        path: String,
+    },
+    /// No such entry.
+    #[error("the backup has no entry {path:?}")]
+    NoEntry {
+        /// The entry.
+        path: String,
+    },
+    /// A part of the work was lost, e.g. because the process is shutting down.
+    #[error("{doing}: the work was interrupted")]
+    Interrupted {
+        /// What for.
+        doing: String,
+    },
+}
+
+impl ReadError {
+    /// Whether the same call may well succeed later without anybody doing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store { source, .. } => source.is_retryable(),
+            Self::Interrupted { .. } => true,
+            Self::ReadChunk { source, .. } => Self::in_io_error(source).is_some_and(Self::is_retryable),
+            _ => false,
+        }
+    }
+
+    /// The read error that an error of [`std::io`] wraps, where it does: entries are read through `io::Result`.
+    pub fn in_io_error(error: &io::Error) -> Option<&Self> {
+        wrapped(error)
+    }
+
+    pub(crate) fn store(doing: impl Into<String>, source: StoreError) -> Self {
+        Self::Store {
+            doing: doing.into(),
+            source,
+        }
+    }
+
+    pub(crate) fn malformed(object: impl Into<String>, source: impl Into<Cause>) -> Self {
+        Self::Malformed {
+            object: object.into(),
+            source: source.into(),
+        }
+    }
+}
+
+impl From<ReadError> for io::Error {
+    fn from(error: ReadError) -> Self {
+        let kind = match &error {
+            ReadError::NoEntry { .. } | ReadError::NoBackup { .. } | ReadError::Missing { .. } => {
+                io::ErrorKind::NotFound
+            }
+            ReadError::Store { .. } | ReadError::Interrupted { .. } => io::ErrorKind::Other,
+            _ => io::ErrorKind::InvalidData,
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// A backup could not be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The store failed.
+    #[error("{doing}")]
+    Store {
+        /// What for.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// The vault must not be written to with what is at hand.
+    #[error("begin a backup")]
+    Vault {
+        /// Why.
+        #[source]
+        source: ReadError,
+    },
+    /// The compressor's output does not decode to its input.
+    #[error(
+        "chunk {chunk} does not decode to what was compressed; this machine's memory or zstd library is faulty, nothing of it was stored"
+    )]
+    CodecCorrupt {
+        /// The chunk.
+        chunk: ChunkId,
+    },
+    /// The compressor failed.
+    #[error("compress chunk {chunk}")]
+    Compress {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Sealing failed.
+    #[error("seal {object}")]
+    Seal {
+        /// What.
+        object: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An entry or the manifest could not be put into JSON.
+    #[error("encode {object}")]
+    Encode {
+        /// What.
+        object: &'static str,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The calls came in an order that makes no entry.
+    #[error("entries are written as begin, write, end; {found}")]
+    Order {
+        /// What came instead.
+        found: &'static str,
+    },
+    /// An entry's path, link target and the like are longer than any file system allows.
+    #[error("the entry {path:?}… is described by {bytes} bytes, more than the {limit_bytes} allowed")]
+    EntryTooLarge {
+        /// The beginning of its path.
+        path: String,
+        /// How long its description is.
+        bytes: usize,
+        /// What is allowed.
+        limit_bytes: usize,
+    },
+    /// The index was made for another vault.
+    #[error("the chunk index belongs to another vault than the backup; make one for this vault")]
+    ForeignIndex,
+    /// A thread could not be started.
+    #[error("start a thread for the backup; the limit on processes or memory may be reached")]
+    Thread {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A stage ended without saying why.
+    #[error("a stage of the backup ended unexpectedly; run the job again")]
+    StageEnded,
+    /// An earlier call has reported why.
+    #[error("the backup was given up after an earlier error")]
+    GivenUp,
+}
+
+impl WriteError {
+    /// Whether the same backup may well succeed later without anybody doing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store { source, .. } => source.is_retryable(),
+            Self::Vault { source } => source.is_retryable(),
+            Self::StageEnded => true,
+            _ => false,
+        }
+    }
+
+    /// Whether somebody has to free space in the vault's store first.
+    pub const fn is_storage_full(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_storage_full())
+    }
+
+    /// The write error that an error of [`std::io`] wraps, where it does: entries are written through `io::Result`.
+    pub fn in_io_error(error: &io::Error) -> Option<&Self> {
+        wrapped(error)
+    }
+}
+
+impl From<WriteError> for io::Error {
+    fn from(error: WriteError) -> Self {
+        let kind = if error.is_storage_full() {
+            io::ErrorKind::StorageFull
+        } else {
+            io::ErrorKind::Other
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// A receipt could not be put into the vault.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// The store failed.
+    #[error("{doing}")]
+    Store {
+        /// What for.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// The vault does not know the signer.
+    #[error(
+        "the key of {principal} is not among the vault's signers, so nobody could check the receipt; use a key that vault.json lists"
+    )]
+    UnknownSigner {
+        /// Who.
+        principal: String,
+    },
+    /// The receipt names another vault.
+    #[error("the receipt is for vault {found}, not for {expected}")]
+    WrongVault {
+        /// What the receipt says.
+        found: VaultId,
+        /// This vault.
+        expected: VaultId,
+    },
+    /// The receipt is too large.
+    #[error("the receipt has {bytes} bytes, more than the {limit_bytes} allowed")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// What is allowed.
+        limit_bytes: usize,
+    },
+    /// The receipt could not be put into JSON.
+    #[error("encode the receipt")]
+    Encode {
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Signing failed.
+    #[error("sign the receipt")]
+    Sign {
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// There is one already, with other content.
+    #[error("{object} exists already with other content; a receipt is never rewritten")]
+    AlreadyExists {
+        /// The object.
+        object: String,
+    },
+    /// What is there already cannot be read, or must not be trusted.
+    #[error("a receipt is there already, but it cannot be used")]
+    Existing {
+        /// Why.
+        #[source]
+        source: ReadError,
+    },
+}
+
+impl CommitError {
+    /// Whether the same call may well succeed later without anybody doing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store { source, .. } => source.is_retryable(),
+            Self::Existing { source } => source.is_retryable(),
+            _ => false,
+        }
+    }
+}
+
+fn wrapped<E: std::error::Error + 'static>(error: &io::Error) -> Option<&E> {
+    let mut inner: &(dyn std::error::Error + 'static) = error.get_ref()?;
+    loop {
+        if let Some(found) = inner.downcast_ref::<E>() {
+            return Some(found);
+        }
+        inner = match inner.downcast_ref::<io::Error>() {
+            Some(io) => io.get_ref()?,
+            None => inner.source()?,
+        };
+    }
+}

@@ -1,0 +1,47 @@
+//! The vault: bytes in, receipt out.
+//!
+//! This crate owns the format of `docs/format.md` and the only code that touches `object_store`, `age` and `zstd`. It
+//! needs neither NATS nor Postgres.
+//!
+//! Invariants:
+//! - A backup exists when, and only when, `backups/<id>/receipt.json` does. It is written last, if absent, after
+//!   everything it depends on is durable.
+//! - Stored bytes are never rewritten; a second attempt has a folder of its own.
+//! - An index object is stored only after its packs are durable, so whoever sees a chunk in an index may rely on it.
+//! - Content leaves the process only sealed to the vault's recipients; who writes cannot read back.
+//! - Nothing is handed out before it has been checked against its chunk's id; nothing is trusted for its size.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod check;
+mod chunker;
+mod codec;
+mod commit;
+mod create;
+mod describe;
+mod error;
+mod index;
+mod keys;
+mod layout;
+mod manifest;
+mod pack;
+mod pipeline;
+mod ranged;
+mod reader;
+mod signing;
+mod store;
+mod vault;
+mod writer;
+
+pub use check::{CheckReport, Damage, Problem};
+pub use commit::{Committed, CommittedReceipt};
+pub use create::NewVault;
+pub use error::{CommitError, CreateVaultError, KeyError, OpenVaultError, ReadError, StoreError, WriteError};
+pub use index::ChunkIndex;
+pub use keys::{Identity, Recipient, WriterKey, parse_recipient};
+pub use pack::PACK_BYTES;
+pub use reader::BackupReader;
+pub use signing::Signer;
+pub use store::{S3Settings, Secret, Store, StoreConfig};
+pub use vault::Vault;
+pub use writer::{BackupWriter, Sealed};
