@@ -61,6 +61,16 @@ impl Catalog {
         Ok(Self { pool })
     }
 
+    /// Makes the database that `url` names, where the server has none of that name.
+    pub async fn ensure_database(url: &str) -> Result<(), CatalogError> {
+        use sqlx::migrate::MigrateDatabase as _;
+        let failed = |e| CatalogError::new("create the catalog's database", e);
+        if !sqlx::Postgres::database_exists(url).await.map_err(failed)? {
+            sqlx::Postgres::create_database(url).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Whether the catalog answers.
     pub async fn ping(&self) -> Result<(), CatalogError> {
         sqlx::query("SELECT 1")
