@@ -1,0 +1,423 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use strongroom_proto::{BackupType, JobStatus, TargetKind, TargetName};
+
+use crate::commands::vault::VaultCommand;
+use crate::{demo, standalone};
+
+/// Backs up databases and files, and proves that the backups restore.
+#[derive(Debug, Parser)]
+#[command(
+    name = "strongroom",
+    version,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 done or answered with a warning (degraded status, partial backup).\n\
+                  Settings: ~/.config/strongroom/config.yaml, then STRONGROOM_* variables, then flags; \
+                  see `strongroom config show`."
+)]
+pub(crate) struct Cli {
+    /// The configuration file; without it STRONGROOM_CONFIG, then ~/.config/strongroom/config.yaml
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the coordinator's API is
+    #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
+    pub(crate) api_url: Option<String>,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show how the system is, and its recent jobs
+    ///
+    /// Exit code 0 when it is healthy, 2 when it is degraded, 1 when it is critical.
+    Status(StatusArgs),
+    /// Back up targets
+    Backup(BackupArgs),
+    /// Restore a backup to a destination
+    Restore(RestoreArgs),
+    /// List backups, newest first
+    List(ListArgs),
+    /// Prove that a backup restores
+    Verify(VerifyArgs),
+    /// Manage schedules
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
+    /// Look at jobs, wait for them, cancel them
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Manage targets
+    #[command(subcommand)]
+    Target(TargetCommand),
+    /// Show the signed evidence of a backup, or check it
+    #[command(subcommand)]
+    Receipt(ReceiptCommand),
+    /// Make a vault and its keys, for services that run apart
+    #[command(subcommand)]
+    Vault(VaultCommand),
+    /// Show the settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Run everything in one process, with its own NATS and Postgres
+    Standalone(standalone::Args),
+    /// Back up, verify and restore a sample database, to see how it works
+    Demo(demo::Args),
+    /// Print completions for a shell, e.g. `source <(strongroom completions bash)`
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Show the versions of this program and of the API
+    Version(JsonArgs),
+    /// Show help
+    Help(HelpArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JsonArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Print the API's answer as JSON, unchanged and whole
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show ids, workers, errors and targets too
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+    /// Only jobs of these targets
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) targets: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// Targets by name, by kind (postgres, files, …) or by glob, joined by commas
+    #[arg(required = true, value_name = "TARGETS", value_delimiter = ',')]
+    pub(crate) targets: Vec<String>,
+    /// What to read: full, incremental or differential
+    #[arg(long = "type", value_name = "TYPE", default_value = "full")]
+    pub(crate) backup_type: BackupType,
+    /// How long to keep the backup
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) retention_days: Option<u32>,
+    /// A note for people
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) description: Option<String>,
+    /// Wait until the backup is complete, and show how far it is
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Wait until the backup has been restored and compared too
+    #[arg(long)]
+    pub(crate) wait_verified: bool,
+    /// Print JSON: the API's answer, or with --wait the jobs at their end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// A backup id, the id of the job that made it, a restore point's id, or a target's name for its newest verified
+    /// backup
+    #[arg(value_name = "BACKUP")]
+    pub(crate) backup: Option<String>,
+    /// Which targets of a restore point; alone, the target whose newest verified backup is restored
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) targets: Vec<String>,
+    /// Verify the backup first, and restore only when that passes
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Where to: postgres://… for a database, a path for files. @FILE reads it from a file, so that no password shows
+    /// in the list of processes
+    #[arg(long, value_name = "URL|PATH")]
+    pub(crate) destination: Option<String>,
+    /// Why a destination that is not empty may be written over; goes into the audit log
+    #[arg(long, value_name = "REASON")]
+    pub(crate) overwrite_reason: Option<String>,
+    /// Wait until the restore has ended, and show how far it is
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Print JSON: the API's answer, or with --wait the job at its end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only backups of this type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) backup_type: Option<BackupType>,
+    /// Only backups of this target
+    #[arg(long, value_name = "NAME")]
+    pub(crate) target: Option<String>,
+    /// Only backups since this day (YYYY-MM-DD) or instant (RFC 3339)
+    #[arg(long, value_name = "DATE")]
+    pub(crate) since: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) limit: Option<u32>,
+    /// Print the API's answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// A backup id, the id of the job that made it, or a target's name for its newest backup
+    #[arg(value_name = "BACKUP")]
+    pub(crate) backup: String,
+    /// Wait until the verification has ended, and show how far it is
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Print JSON: the API's answer, or with --wait the job at its end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScheduleCommand {
+    /// List schedules
+    List(JsonArgs),
+    /// Create a schedule
+    Create(ScheduleCreateArgs),
+    /// Change a schedule; what is not named stays
+    Update(ScheduleUpdateArgs),
+    /// Delete a schedule
+    Delete(ScheduleNameArgs),
+    /// Let a schedule fire
+    Enable(ScheduleNameArgs),
+    /// Stop a schedule from firing
+    Disable(ScheduleNameArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["schedule", "name"])))]
+pub(crate) struct ScheduleName {
+    /// The schedule's name
+    #[arg(value_name = "NAME")]
+    schedule: Option<String>,
+    /// The schedule's name
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+impl ScheduleName {
+    pub(crate) fn get(&self) -> &str {
+        self.schedule.as_deref().or(self.name.as_deref()).unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleNameArgs {
+    #[command(flatten)]
+    pub(crate) name: ScheduleName,
+    /// Print the API's answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleCreateArgs {
+    #[command(flatten)]
+    pub(crate) name: ScheduleName,
+    /// Minute, hour, day of month, month, day of week, e.g. '30 2 * * *'
+    #[arg(long, value_name = "CRON")]
+    pub(crate) cron: String,
+    /// Targets by name, kind or glob, joined by commas; resolved each time it fires
+    #[arg(long, required = true, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) targets: Vec<String>,
+    /// Time zone of the cron expression
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    pub(crate) timezone: String,
+    /// What its backups read: full, incremental or differential
+    #[arg(long = "type", value_name = "TYPE", default_value = "full")]
+    pub(crate) backup_type: BackupType,
+    /// How many days its backups are kept
+    #[arg(long, alias = "retention-days", value_name = "DAYS")]
+    pub(crate) retention: Option<u32>,
+    /// Spread its start over so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) jitter: u32,
+    /// Do not make up for a time that was missed while nothing ran
+    #[arg(long)]
+    pub(crate) no_catch_up: bool,
+    /// Print the API's answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleUpdateArgs {
+    #[command(flatten)]
+    pub(crate) name: ScheduleName,
+    /// Minute, hour, day of month, month, day of week, e.g. '30 2 * * *'
+    #[arg(long, value_name = "CRON")]
+    pub(crate) cron: Option<String>,
+    /// Targets by name, kind or glob, joined by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) targets: Vec<String>,
+    /// Time zone of the cron expression
+    #[arg(long, value_name = "ZONE")]
+    pub(crate) timezone: Option<String>,
+    /// What its backups read: full, incremental or differential
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) backup_type: Option<BackupType>,
+    /// How many days its backups are kept
+    #[arg(long, alias = "retention-days", value_name = "DAYS")]
+    pub(crate) retention: Option<u32>,
+    /// Spread its start over so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) jitter: Option<u32>,
+    /// Make up, once, for times that were missed while nothing ran
+    #[arg(long, conflicts_with = "no_catch_up")]
+    pub(crate) catch_up: bool,
+    /// Do not make up for a time that was missed while nothing ran
+    #[arg(long)]
+    pub(crate) no_catch_up: bool,
+    /// Print the API's answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// List jobs, newest first
+    List(JobListArgs),
+    /// Show one job
+    Show(JobArgs),
+    /// Wait for a job, and show how far it is
+    Wait(JobArgs),
+    /// Cancel a job
+    Cancel(JobArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobListArgs {
+    /// Only jobs with this status: pending, running, completed, failed or cancelled
+    #[arg(long, value_name = "STATUS")]
+    pub(crate) status: Option<JobStatus>,
+    /// At most so many
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) limit: Option<u32>,
+    /// Print the API's answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The job's id
+    #[arg(value_name = "ID")]
+    pub(crate) id: strongroom_proto::JobId,
+    /// Print the API's answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TargetCommand {
+    /// List targets with their last backups
+    List(JsonArgs),
+    /// Try to reach a target from here, as a worker would
+    Check(TargetNameArgs),
+    /// Declare a target, as a file in the folder that targets_dir names
+    Add(Box<TargetAddArgs>),
+    /// Remove a target that was added; its backups stay
+    Remove(TargetNameArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TargetNameArgs {
+    /// The target's name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: TargetName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TargetAddArgs {
+    /// The target's name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: TargetName,
+    /// postgres, files or command
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: TargetKind,
+    /// postgres: the database, e.g. postgres://user@host:5432/db. @FILE reads it from a file, so that no password
+    /// shows in the list of processes
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// postgres: a file that holds the password
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// postgres: from which size a table becomes a stream of its own
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) large_table_bytes: Option<u64>,
+    /// files: the tree
+    #[arg(long, value_name = "PATH")]
+    pub(crate) path: Option<PathBuf>,
+    /// command: the program
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) program: Option<String>,
+    /// command: an argument; may be given several times
+    #[arg(long = "arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub(crate) args: Vec<String>,
+    /// Which workers reach it
+    #[arg(long, value_name = "POOL")]
+    pub(crate) pool: Option<String>,
+    /// Its label in receipts
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) surface: Option<String>,
+    /// A note for people
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) description: Option<String>,
+    /// How long one backup of it may take
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout_seconds: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReceiptCommand {
+    /// Show the receipt of a backup
+    Show(ReceiptArgs),
+    /// Check the receipt of a backup: its signature, the stored objects, and what has been proven since
+    ///
+    /// Looks into the vault itself where it can be reached from here; no key is needed. Exit code 0 when the backup is
+    /// complete, undamaged and has been restored and compared; 2 when something is open; 1 when something is wrong.
+    Verify(ReceiptArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReceiptArgs {
+    /// A backup id, the id of the job that made it, or a target's name for its newest backup
+    #[arg(value_name = "BACKUP")]
+    pub(crate) backup: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show every setting, its value and where it came from; secrets are not shown
+    Show(JsonArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HelpArgs {
+    /// Show the help of every command
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Show the help of this command
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["all", "words"])]
+    pub(crate) command: Option<String>,
+    /// Show the help of this command
+    #[arg(value_name = "COMMAND", conflicts_with = "all")]
+    pub(crate) words: Vec<String>,
+}

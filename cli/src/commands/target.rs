@@ -1,0 +1,407 @@
+//! `strongroom target`
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use serde_json::{Map, Value, json};
+use strongroom_connectors::postgres::{self, PostgresTarget};
+use strongroom_proto::api::TargetList;
+use strongroom_proto::{TargetKind, TargetName};
+use strongroom_runtime::{Loaded, TargetBook, TargetConfig};
+
+use super::restore::value_or_file;
+use super::{Outcome, print_json};
+use crate::args::{TargetAddArgs, TargetCommand};
+use crate::client::Client;
+use crate::render;
+
+pub(crate) async fn run(loaded: &Loaded, command: TargetCommand) -> anyhow::Result<Outcome> {
+    match command {
+        TargetCommand::List(args) => {
+            let answer = Client::new(loaded)?
+                .get::<TargetList>(&["api", "v1", "targets"])
+                .await?;
+            if args.json {
+                print_json(&answer)?;
+            } else if answer.value.targets.is_empty() {
+                render::print(
+                    "no targets; declare one with `strongroom target add` or under targets: in the configuration",
+                )?;
+            } else {
+                render::print(&table(&answer.value))?;
+            }
+        }
+        TargetCommand::Check(args) => {
+            let Some(target) = TargetBook::new(loaded)?.get(&args.name) else {
+                bail!(
+                    "{} is not declared in the configuration that this program reads; see `strongroom config show`",
+                    args.name
+                );
+            };
+            render::print(&check_target(loaded, &args.name, target).await?)?;
+        }
+        TargetCommand::Add(args) => {
+            let name = args.name.clone();
+            let path = add(loaded, *args)?;
+            render::print(&format!(
+                "{name} is declared in {}\nTry it with: strongroom backup {name} --wait",
+                path.display()
+            ))?;
+        }
+        TargetCommand::Remove(args) => {
+            let path = remove(loaded, &args.name)?;
+            render::print(&format!(
+                "removed {}; the backups of {} stay",
+                path.display(),
+                args.name
+            ))?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+pub(crate) fn table(list: &TargetList) -> String {
+    let rows = list.targets.iter().map(|target| {
+        vec![
+            target.name.to_string(),
+            target.kind.to_string(),
+            target.surface.clone(),
+            target.pool.clone(),
+            target.location.clone(),
+            render::or_none(target.last_backup_at, render::time),
+            if target.last_backup.is_some() {
+                render::yes_no(target.last_backup_verified)
+            } else {
+                render::NONE
+            }
+            .to_owned(),
+        ]
+    });
+    render::table(
+        &["NAME", "KIND", "SURFACE", "POOL", "LOCATION", "LAST BACKUP", "VERIFIED"],
+        &[],
+        rows,
+    )
+}
+
+/// Tries to reach a target from here, and says what was found.
+async fn check_target(loaded: &Loaded, name: &TargetName, target: TargetConfig) -> anyhow::Result<String> {
+    let (bin_dirs, shown) = (loaded.config.worker.pg_bin_dirs.clone(), name.clone());
+    let found = tokio::task::spawn_blocking(move || match target.kind {
+        TargetKind::Postgres => check_postgres(&target, bin_dirs),
+        TargetKind::Files => check_files(&target),
+        TargetKind::Command => check_command(&target),
+        kind @ (TargetKind::Bucket | TargetKind::Config) => bail!("targets of kind {kind} cannot be checked yet"),
+    })
+    .await
+    .context("check the target")?;
+    found
+        .map(|found| format!("{shown}: {found}"))
+        .with_context(|| format!("target {shown} cannot be backed up from here"))
+}
+
+fn check_postgres(target: &TargetConfig, bin_dirs: Vec<PathBuf>) -> anyhow::Result<String> {
+    let url = target.url.as_ref().context("it has no url")?;
+    let parsed = url
+        .expose()
+        .parse()
+        .map_err(|_| anyhow::anyhow!("its url is not valid"))?;
+    let mut probed = PostgresTarget::new(parsed);
+    probed.password_file.clone_from(&target.password_file);
+    probed.bin_dirs = bin_dirs;
+    let facts = postgres::probe(&probed)?;
+    Ok(format!(
+        "reached {url}: PostgreSQL {}, {} on its disk, pg_dump {}",
+        facts.server_version,
+        render::bytes(facts.database_bytes),
+        facts.tool_version
+    ))
+}
+
+fn check_files(target: &TargetConfig) -> anyhow::Result<String> {
+    let path = target.path.as_deref().context("it has no path")?;
+    let mut entries = 0_u64;
+    for entry in std::fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
+        entry.with_context(|| format!("read {}", path.display()))?;
+        entries += 1;
+    }
+    Ok(format!("{} can be read, {entries} entries at its top", path.display()))
+}
+
+fn check_command(target: &TargetConfig) -> anyhow::Result<String> {
+    let program = target.program.as_deref().context("it has no program")?;
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let candidates: Vec<PathBuf> = if program.contains('/') {
+        vec![PathBuf::from(program)]
+    } else {
+        std::env::split_paths(&folders)
+            .map(|folder| folder.join(program))
+            .collect()
+    };
+    let runs = |path: &&PathBuf| {
+        std::fs::metadata(path).is_ok_and(|facts| facts.is_file() && facts.permissions().mode() & 0o111 != 0)
+    };
+    let found = candidates
+        .iter()
+        .find(runs)
+        .with_context(|| format!("there is no program {program} that can be run"))?;
+    Ok(format!("{} can be run; it was not", found.display()))
+}
+
+/// The folder that targets are added to.
+fn folder(loaded: &Loaded) -> anyhow::Result<&Path> {
+    loaded.config.targets_dir.as_deref().context(
+        "targets_dir is not set, so there is no folder to keep targets in: set it in the configuration or as \
+         STRONGROOM_TARGETS_DIR to the folder that the coordinator and the workers read",
+    )
+}
+
+fn add(loaded: &Loaded, args: TargetAddArgs) -> anyhow::Result<PathBuf> {
+    let folder = folder(loaded)?;
+    let book = TargetBook::new(loaded)?;
+    if book.get(&args.name).is_some() {
+        bail!(
+            "{0} is declared already; remove it first with `strongroom target remove {0}`, or choose another name",
+            args.name
+        );
+    }
+    let name = args.name.clone();
+    let declaration = declaration(args)?;
+    // The same rules as when it is read, before anything is written.
+    let mut target = declaration.clone();
+    target.as_object_mut().and_then(|map| map.remove("name"));
+    serde_json::from_value::<TargetConfig>(target)
+        .context("declare the target")?
+        .validate(&name)?;
+    write_private(folder, &file_name(&name), &serde_saphyr::to_string(&declaration)?)
+}
+
+/// Declares a database, or declares it anew.
+pub(crate) fn declare_postgres(folder: &Path, name: &TargetName, url: &str) -> anyhow::Result<PathBuf> {
+    let declaration = json!({ "name": name, "kind": "postgres", "url": url });
+    write_private(folder, &file_name(name), &serde_saphyr::to_string(&declaration)?)
+}
+
+fn declaration(args: TargetAddArgs) -> anyhow::Result<Value> {
+    let mut map = Map::new();
+    map.insert("name".to_owned(), json!(args.name));
+    map.insert("kind".to_owned(), json!(args.kind));
+    let path = |path: PathBuf| {
+        path.into_os_string()
+            .into_string()
+            .map_err(|_| anyhow::anyhow!("a path is not UTF-8"))
+    };
+    let values = [
+        ("surface", args.surface.map(Value::from)),
+        ("pool", args.pool.map(Value::from)),
+        ("description", args.description.map(Value::from)),
+        (
+            "url",
+            args.url.as_deref().map(value_or_file).transpose()?.map(Value::from),
+        ),
+        (
+            "password_file",
+            args.password_file.map(path).transpose()?.map(Value::from),
+        ),
+        ("large_table_bytes", args.large_table_bytes.map(Value::from)),
+        ("path", args.path.map(path).transpose()?.map(Value::from)),
+        ("program", args.program.map(Value::from)),
+        ("args", (!args.args.is_empty()).then(|| Value::from(args.args))),
+        ("timeout_seconds", args.timeout_seconds.map(Value::from)),
+    ];
+    for (key, value) in values {
+        if let Some(value) = value {
+            map.insert(key.to_owned(), value);
+        }
+    }
+    Ok(Value::Object(map))
+}
+
+/// One name, one file: '/' is the one character of a name that a file's name cannot have, and '+' is none of a name.
+fn file_name(name: &TargetName) -> String {
+    format!("{}.yaml", name.as_str().replace('/', "+"))
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+fn write_private(folder: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+    let path = folder.join(name);
+    let failed = || format!("write {}", path.display());
+    std::fs::create_dir_all(folder).with_context(failed)?;
+    // A name with a leading dot is not read as a target before it is in place.
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(std::fs::Permissions::from_mode(0o600))
+        .tempfile_in(folder)
+        .with_context(failed)?;
+    file.write_all(text.as_bytes()).with_context(failed)?;
+    file.as_file().sync_all().with_context(failed)?;
+    file.persist(&path).with_context(failed)?;
+    Ok(path)
+}
+
+fn remove(loaded: &Loaded, name: &TargetName) -> anyhow::Result<PathBuf> {
+    let folder = folder(loaded)?;
+    if let Some(path) = declared_in(folder, name)? {
+        std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        return Ok(path);
+    }
+    if loaded.config.targets.contains_key(name) {
+        let file = loaded
+            .file
+            .as_ref()
+            .map_or_else(|| "the configuration".to_owned(), |file| file.display().to_string());
+        bail!("{name} is declared in {file}: remove it there");
+    }
+    bail!(
+        "no target {name} is declared in {}; `strongroom target list` shows the known ones",
+        folder.display()
+    )
+}
+
+fn declared_in(folder: &Path, name: &TargetName) -> anyhow::Result<Option<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("read {}", folder.display())),
+    };
+    for entry in entries {
+        let path = entry.with_context(|| format!("read {}", folder.display()))?.path();
+        if !path
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml")
+        {
+            continue;
+        }
+        // A file that cannot be read is not this target's; the coordinator reports it.
+        let declared = std::fs::read_to_string(&path)
+            .ok()
+            .and_then(|text| serde_saphyr::from_str::<Value>(&text).ok())
+            .and_then(|tree| tree.get("name").and_then(Value::as_str).map(str::to_owned));
+        if declared.as_deref() == Some(name.as_str()) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser as _;
+
+    fn loaded(folder: &Path) -> Loaded {
+        let mut loaded = Loaded::defaults();
+        loaded.config.targets_dir = Some(folder.to_owned());
+        loaded
+    }
+
+    fn add_args(words: &[&str]) -> TargetAddArgs {
+        let cli = Cli::try_parse_from(["strongroom", "target", "add"].iter().chain(words)).unwrap();
+        match cli.command {
+            Command::Target(TargetCommand::Add(args)) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_added_target_is_read_by_the_book_and_only_by_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("targets");
+        let loaded = loaded(&folder);
+        let url = "postgres://u:p%40ss@h:5/db";
+        let path = add(
+            &loaded,
+            add_args(&[
+                "scenario/db",
+                "--kind",
+                "postgres",
+                "--url",
+                url,
+                "--description",
+                "yes: #1",
+            ]),
+        )
+        .unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let name = "scenario/db".parse().unwrap();
+        let target = TargetBook::new(&loaded).unwrap().get(&name).unwrap();
+        assert_eq!(target.url.unwrap().expose(), url);
+        assert_eq!(target.description.as_deref(), Some("yes: #1"));
+        let again = add(&loaded, add_args(&["scenario/db", "--kind", "files", "--path", "/x"])).unwrap_err();
+        assert!(again.to_string().contains("declared already"), "{again}");
+        assert_eq!(remove(&loaded, &name).unwrap(), path);
+        assert!(TargetBook::new(&loaded).unwrap().get(&name).is_none());
+        assert!(
+            remove(&loaded, &name)
+                .unwrap_err()
+                .to_string()
+                .contains("no target scenario/db")
+        );
+    }
+
+    #[test]
+    fn a_target_that_cannot_work_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let loaded = loaded(dir.path());
+        let error = add(
+            &loaded,
+            add_args(&["a", "--kind", "files", "--url", "postgres://u:s3cret@h/d"]),
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("needs a path"), "{error}");
+        assert!(!format!("{error:#?}").contains("s3cret"), "{error:#?}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_check_tells_what_it_found_or_what_is_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let loaded = Loaded::defaults();
+        let name: TargetName = "a".parse().unwrap();
+        let files = |path: PathBuf| TargetConfig {
+            path: Some(path),
+            ..TargetConfig::of_kind(TargetKind::Files)
+        };
+        let found = check_target(&loaded, &name, files(dir.path().to_owned()))
+            .await
+            .unwrap();
+        assert!(found.ends_with("can be read, 0 entries at its top"), "{found}");
+        let missing = check_target(&loaded, &name, files(dir.path().join("x")))
+            .await
+            .unwrap_err();
+        assert!(
+            missing.to_string().contains("target a cannot be backed up"),
+            "{missing}"
+        );
+        let command = |program: &str| TargetConfig {
+            program: Some(program.to_owned()),
+            ..TargetConfig::of_kind(TargetKind::Command)
+        };
+        assert!(
+            check_target(&loaded, &name, command("sh"))
+                .await
+                .unwrap()
+                .contains("/sh can be run")
+        );
+        assert!(check_target(&loaded, &name, command("no-such-program")).await.is_err());
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let mut database = TargetConfig::of_kind(TargetKind::Postgres);
+        database.url = Some(strongroom_runtime::SecretUrl::new(format!(
+            "postgres://u:s3cret@{free}/db"
+        )));
+        let error = check_target(&loaded, &name, database).await.unwrap_err();
+        assert!(!format!("{error:#} {error:?}").contains("s3cret"), "{error:#}");
+    }
+
+    #[test]
+    fn without_a_folder_adding_is_refused_with_what_to_set() {
+        let error = add(&Loaded::defaults(), add_args(&["a", "--kind", "files", "--path", "/x"])).unwrap_err();
+        assert!(error.to_string().contains("STRONGROOM_TARGETS_DIR"), "{error}");
+    }
+}

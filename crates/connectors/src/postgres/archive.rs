@@ -1,0 +1,851 @@
+//! A reader of pg_dump's custom archive format, for streams: it checks and counts while the bytes pass by.
+//!
+//! The format is that of `pg_backup_archiver.c` and `pg_backup_custom.c` of PostgreSQL, archive versions 1.12 to 1.16
+//! (pg_dump 10 to 18), without compression: a header, a table of contents (TOC), then a block of data for each TOC
+//! entry that has data, in pieces of a length and that many bytes, ended by a length of zero. Nothing marks the end of
+//! an archive, so it is whole when every TOC entry that has data has had its block.
+//!
+//! Invariants: nothing of the data is copied or kept, whatever its size; what is kept of the TOC is bounded by
+//! [`DATA_ENTRIES_MAX`]; a byte that the format does not allow at its place is an error.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::digest::{LargeObjectDigest, RowDigest};
+
+/// The most TOC entries that an archive may have.
+const TOC_ENTRIES_MAX: i64 = 20_000_000;
+/// The most TOC entries with data, of which the names are kept in memory.
+const DATA_ENTRIES_MAX: usize = 1_000_000;
+/// The longest text in a TOC that is kept: a name, or a function with its argument types.
+const KEPT_TEXT_BYTES_MAX: usize = 64 << 10;
+/// The longest text in a TOC at all: a definition.
+const TEXT_BYTES_MAX: i64 = 1 << 30;
+
+const FIXED_HEAD_BYTES: usize = 11;
+const FORMAT_CUSTOM: u8 = 1;
+const BLOCK_DATA: u8 = 1;
+const BLOCK_LARGE_OBJECTS: u8 = 3;
+
+/// Why a stream is not a whole archive.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ArchiveError {
+    /// It does not begin like one.
+    #[error("the stream is not a pg_dump archive in custom format")]
+    NotAnArchive,
+    /// A version this reader does not know.
+    #[error("the archive has version {major}.{minor}; 1.12 to 1.16 can be read: upgrade Strongroom")]
+    UnknownVersion {
+        /// Major version of the format.
+        major: u8,
+        /// Minor version of the format.
+        minor: u8,
+    },
+    /// Compressed data cannot be checked.
+    #[error("the archive is compressed; it must be made with -Z0")]
+    Compressed,
+    /// Something at a place where the format does not allow it.
+    #[error("the archive is damaged at byte {offset}: {what}")]
+    Garbage {
+        /// What is wrong.
+        what: &'static str,
+        /// Offset in the stream of the end of the piece in question, in bytes.
+        offset: u64,
+    },
+    /// More than the named limit.
+    #[error("the archive has more than {limit} {what}")]
+    TooLarge {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// The stream stopped in the middle.
+    #[error("the archive ends early, at byte {offset}")]
+    EndsEarly {
+        /// Where, in bytes.
+        offset: u64,
+    },
+    /// The stream stopped before the data of some entries.
+    #[error("the archive ends early: the data of {missing} of {expected} entries is not in it")]
+    DataMissing {
+        /// Entries without their data.
+        missing: usize,
+        /// Entries that should have data.
+        expected: usize,
+    },
+}
+
+/// The data of one table as it passed by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableData {
+    /// Schema of the table.
+    pub schema: String,
+    /// Name of the table.
+    pub name: String,
+    /// Its object id on the server.
+    pub oid: u32,
+    /// Rows.
+    pub rows: u64,
+    /// Wrapping sum of XXH3-128 over the rows as COPY text.
+    pub digest: u128,
+}
+
+/// What an archive held.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ArchiveSummary {
+    /// Version of the server, as the archive tells it.
+    pub server_version: String,
+    /// Version of the pg_dump that made it.
+    pub tool_version: String,
+    /// The data of every table, in the order of the stream.
+    pub tables: Vec<TableData>,
+    /// Number of large objects.
+    pub large_objects: u64,
+    /// Wrapping sum of XXH3-128 over each large object's id and content.
+    pub large_object_digest: u128,
+    /// Number of TOC entries of every kind that can be compared between two databases.
+    pub objects: BTreeMap<String, u64>,
+}
+
+/// Reads one archive, fed in arbitrary slices.
+#[derive(Debug)]
+pub struct ArchiveReader {
+    state: State,
+    tokens: Tokens,
+    minor: u8,
+    offset_bytes: usize,
+    /// Offset in the stream of the slice that is fed next.
+    fed_bytes: u64,
+    entry: TocEntry,
+    pending: HashMap<i64, DataEntry>,
+    data_entries: usize,
+    current_table: Option<DataEntry>,
+    rows: RowDigest,
+    objects: LargeObjectDigest,
+    summary: ArchiveSummary,
+}
+
+#[derive(Debug)]
+enum State {
+    FixedHead,
+    Head(HeadField),
+    Toc { left: i64, field: TocField },
+    BlockKind,
+    BlockId { large_objects: bool },
+    DataLength,
+    Data { left: u64 },
+    LargeObjectId,
+    LargeObjectLength,
+    LargeObjectData { left: u64 },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum HeadField {
+    Compression,
+    Time { left: u8 },
+    Database,
+    ServerVersion,
+    ToolVersion,
+    TocCount,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum TocField {
+    Id,
+    HasData,
+    TableOid,
+    Oid,
+    Tag,
+    Kind,
+    Section,
+    Definition,
+    DropStatement,
+    CopyStatement,
+    Schema,
+    Tablespace,
+    AccessMethod,
+    RelationKind,
+    Owner,
+    WithOids,
+    Dependencies,
+    OffsetFlag,
+    Offset,
+}
+
+#[derive(Debug, Default)]
+struct TocEntry {
+    id: i64,
+    has_data: bool,
+    oid: String,
+    tag: String,
+    kind: String,
+    schema: String,
+}
+
+#[derive(Debug)]
+struct DataEntry {
+    oid: u32,
+    schema: String,
+    name: String,
+    is_table: bool,
+}
+
+impl Default for ArchiveReader {
+    fn default() -> Self {
+        Self {
+            state: State::FixedHead,
+            tokens: Tokens::default(),
+            minor: 0,
+            offset_bytes: 0,
+            fed_bytes: 0,
+            entry: TocEntry::default(),
+            pending: HashMap::new(),
+            data_entries: 0,
+            current_table: None,
+            rows: RowDigest::default(),
+            objects: LargeObjectDigest::default(),
+            summary: ArchiveSummary::default(),
+        }
+    }
+}
+
+impl ArchiveReader {
+    /// The next bytes of the stream.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
+        let mut input = bytes;
+        let result = self.advance(&mut input);
+        self.fed_bytes += (bytes.len() - input.len()) as u64;
+        result.map_err(|fault| fault.at(self.fed_bytes))
+    }
+
+    /// The tables of which the archive holds data: schema, name and object id. `None` until the whole TOC has passed.
+    pub fn data_tables(&self) -> Option<Vec<(String, String, u32)>> {
+        match self.state {
+            State::FixedHead | State::Head(_) | State::Toc { .. } => None,
+            _ => {
+                let waiting = self
+                    .pending
+                    .values()
+                    .chain(&self.current_table)
+                    .filter(|entry| entry.is_table);
+                let passed = self
+                    .summary
+                    .tables
+                    .iter()
+                    .map(|t| (t.schema.clone(), t.name.clone(), t.oid));
+                Some(
+                    waiting
+                        .map(|e| (e.schema.clone(), e.name.clone(), e.oid))
+                        .chain(passed)
+                        .collect(),
+                )
+            }
+        }
+    }
+
+    /// The end of the stream: what the archive held, or an error where it is not whole.
+    pub fn finish(self) -> Result<ArchiveSummary, ArchiveError> {
+        if !matches!(self.state, State::BlockKind) {
+            return Err(match self.state {
+                State::FixedHead if self.fed_bytes == 0 => ArchiveError::NotAnArchive,
+                _ => ArchiveError::EndsEarly { offset: self.fed_bytes },
+            });
+        }
+        if !self.pending.is_empty() {
+            return Err(ArchiveError::DataMissing {
+                missing: self.pending.len(),
+                expected: self.data_entries,
+            });
+        }
+        Ok(ArchiveSummary {
+            large_objects: self.objects.count(),
+            large_object_digest: self.objects.sum(),
+            ..self.summary
+        })
+    }
+
+    fn advance(&mut self, input: &mut &[u8]) -> Result<(), Fault> {
+        while !input.is_empty() {
+            match &mut self.state {
+                State::DataLength => {
+                    let Some(length) = self.tokens.int(input) else { break };
+                    match length {
+                        0 => self.end_table()?,
+                        1.. => {
+                            self.state = State::Data {
+                                left: length.unsigned_abs(),
+                            }
+                        }
+                        _ => return Err(Fault::Garbage("a negative length")),
+                    }
+                }
+                State::Data { left } => {
+                    let piece = take(input, left);
+                    let done = *left == 0;
+                    self.rows.feed(piece).map_err(Fault::Garbage)?;
+                    if done {
+                        self.state = State::DataLength;
+                    }
+                }
+                State::LargeObjectLength => {
+                    let Some(length) = self.tokens.int(input) else { break };
+                    self.state = match length {
+                        0 => {
+                            self.objects.end();
+                            State::LargeObjectId
+                        }
+                        1.. => State::LargeObjectData {
+                            left: length.unsigned_abs(),
+                        },
+                        _ => return Err(Fault::Garbage("a negative length")),
+                    };
+                }
+                State::LargeObjectData { left } => {
+                    let piece = take(input, left);
+                    let done = *left == 0;
+                    self.objects.feed(piece);
+                    if done {
+                        self.state = State::LargeObjectLength;
+                    }
+                }
+                State::LargeObjectId => {
+                    let Some(id) = self.tokens.int(input) else { break };
+                    if id == 0 {
+                        self.state = State::BlockKind;
+                    } else {
+                        // The tool writes an unsigned 32-bit id as a signed integer.
+                        let id = i32::try_from(id).map_err(|_| Fault::Garbage("a large object's id"))?;
+                        self.objects.begin(id.cast_unsigned());
+                        self.state = State::LargeObjectLength;
+                    }
+                }
+                State::BlockKind => {
+                    let Some(kind) = self.tokens.byte(input) else { break };
+                    let large_objects = match kind {
+                        BLOCK_DATA => false,
+                        BLOCK_LARGE_OBJECTS => true,
+                        _ => return Err(Fault::Garbage("an unknown kind of block")),
+                    };
+                    self.state = State::BlockId { large_objects };
+                }
+                State::BlockId { large_objects } => {
+                    let large_objects = *large_objects;
+                    let Some(id) = self.tokens.int(input) else { break };
+                    self.begin_block(id, large_objects)?;
+                }
+                State::FixedHead => {
+                    let Some(head) = self.tokens.fixed::<FIXED_HEAD_BYTES>(input) else {
+                        break;
+                    };
+                    self.read_fixed_head(head)?;
+                }
+                State::Head(field) => {
+                    let field = *field;
+                    if !self.read_head(field, input)? {
+                        break;
+                    }
+                }
+                State::Toc { left, field } => {
+                    let (left, field) = (*left, *field);
+                    match self.read_toc(field, input)? {
+                        TocStep::NeedsMore => break,
+                        TocStep::Next(field) => self.state = State::Toc { left, field },
+                        TocStep::EntryEnded => self.state = toc_or_data(left - 1),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_fixed_head(&mut self, head: [u8; FIXED_HEAD_BYTES]) -> Result<(), Fault> {
+        let [
+            m0,
+            m1,
+            m2,
+            m3,
+            m4,
+            major,
+            minor,
+            _revision,
+            int_bytes,
+            offset_bytes,
+            format,
+        ] = head;
+        if &[m0, m1, m2, m3, m4] != b"PGDMP" || format != FORMAT_CUSTOM {
+            return Err(Fault::Other(ArchiveError::NotAnArchive));
+        }
+        if major != 1 || !(12..=16).contains(&minor) {
+            return Err(Fault::Other(ArchiveError::UnknownVersion { major, minor }));
+        }
+        if !matches!(int_bytes, 4 | 8) || !(4..=8).contains(&offset_bytes) {
+            return Err(Fault::Garbage("an unknown size of integers"));
+        }
+        self.minor = minor;
+        self.tokens.int_bytes = usize::from(int_bytes);
+        self.offset_bytes = usize::from(offset_bytes);
+        self.state = State::Head(HeadField::Compression);
+        Ok(())
+    }
+
+    /// Reads one field of the header; false where the input ended in the middle of it.
+    fn read_head(&mut self, field: HeadField, input: &mut &[u8]) -> Result<bool, Fault> {
+        let next = match field {
+            HeadField::Compression => {
+                let value = match self.minor {
+                    15.. => self.tokens.byte(input).map(i64::from),
+                    _ => self.tokens.int(input),
+                };
+                match value {
+                    None => return Ok(false),
+                    Some(0) => HeadField::Time { left: 7 },
+                    Some(_) => return Err(Fault::Other(ArchiveError::Compressed)),
+                }
+            }
+            HeadField::Time { left } => match self.tokens.int(input) {
+                None => return Ok(false),
+                Some(_) if left > 1 => HeadField::Time { left: left - 1 },
+                Some(_) => HeadField::Database,
+            },
+            HeadField::Database => match self.tokens.text(input, Keep::No)? {
+                None => return Ok(false),
+                Some(_) => HeadField::ServerVersion,
+            },
+            HeadField::ServerVersion => match self.tokens.text(input, Keep::Yes)? {
+                None => return Ok(false),
+                Some(text) => {
+                    self.summary.server_version = text.unwrap_or_default();
+                    HeadField::ToolVersion
+                }
+            },
+            HeadField::ToolVersion => match self.tokens.text(input, Keep::Yes)? {
+                None => return Ok(false),
+                Some(text) => {
+                    self.summary.tool_version = text.unwrap_or_default();
+                    HeadField::TocCount
+                }
+            },
+            HeadField::TocCount => match self.tokens.int(input) {
+                None => return Ok(false),
+                Some(count @ 0..=TOC_ENTRIES_MAX) => {
+                    self.state = toc_or_data(count);
+                    return Ok(true);
+                }
+                Some(_) => {
+                    return Err(Fault::Other(ArchiveError::TooLarge {
+                        what: "objects",
+                        limit: TOC_ENTRIES_MAX.unsigned_abs(),
+                    }));
+                }
+            },
+        };
+        self.state = State::Head(next);
+        Ok(true)
+    }
+
+    fn read_toc(&mut self, field: TocField, input: &mut &[u8]) -> Result<TocStep, Fault> {
+        use TocField as F;
+        let tokens = &mut self.tokens;
+        // Numbers and texts that only need to be passed over, or kept, and what follows them.
+        let next = match field {
+            F::Id => tokens.int(input).map(|id| {
+                self.entry.id = id;
+                F::HasData
+            }),
+            F::HasData => tokens.int(input).map(|flag| {
+                self.entry.has_data = flag != 0;
+                F::TableOid
+            }),
+            F::Section => tokens.int(input).map(|_| F::Definition),
+            F::RelationKind => tokens.int(input).map(|_| F::Owner),
+            F::TableOid => tokens.text(input, Keep::No)?.map(|_| F::Oid),
+            F::Oid => tokens.text(input, Keep::Yes)?.map(|text| {
+                self.entry.oid = text.unwrap_or_default();
+                F::Tag
+            }),
+            F::Tag => tokens.text(input, Keep::Yes)?.map(|text| {
+                self.entry.tag = text.unwrap_or_default();
+                F::Kind
+            }),
+            F::Kind => tokens.text(input, Keep::Yes)?.map(|text| {
+                self.entry.kind = text.unwrap_or_default();
+                F::Section
+            }),
+            F::Definition => tokens.text(input, Keep::No)?.map(|_| F::DropStatement),
+            F::DropStatement => tokens.text(input, Keep::No)?.map(|_| F::CopyStatement),
+            F::CopyStatement => tokens.text(input, Keep::No)?.map(|_| F::Schema),
+            F::Schema => tokens.text(input, Keep::Yes)?.map(|text| {
+                self.entry.schema = text.unwrap_or_default();
+                F::Tablespace
+            }),
+            F::Tablespace => tokens.text(input, Keep::No)?.map(|_| match self.minor {
+                14.. => F::AccessMethod,
+                _ => F::Owner,
+            }),
+            F::AccessMethod => tokens.text(input, Keep::No)?.map(|_| match self.minor {
+                16.. => F::RelationKind,
+                _ => F::Owner,
+            }),
+            F::Owner => tokens.text(input, Keep::No)?.map(|_| F::WithOids),
+            F::WithOids => tokens.text(input, Keep::No)?.map(|_| F::Dependencies),
+            F::Dependencies => tokens.text(input, Keep::Yes)?.map(|text| match text {
+                Some(_) => F::Dependencies,
+                None => F::OffsetFlag,
+            }),
+            F::OffsetFlag => tokens.byte(input).map(|_| F::Offset),
+            F::Offset => match tokens.gather(input, self.offset_bytes) {
+                None => None,
+                Some(_) => {
+                    self.end_toc_entry()?;
+                    return Ok(TocStep::EntryEnded);
+                }
+            },
+        };
+        Ok(next.map_or(TocStep::NeedsMore, TocStep::Next))
+    }
+
+    fn end_toc_entry(&mut self) -> Result<(), Fault> {
+        let entry = std::mem::take(&mut self.entry);
+        if is_comparable(&entry.kind, &entry.tag) {
+            *self.summary.objects.entry(entry.kind.clone()).or_default() += 1;
+        }
+        if !entry.has_data {
+            return Ok(());
+        }
+        if self.pending.len() >= DATA_ENTRIES_MAX {
+            return Err(Fault::Other(ArchiveError::TooLarge {
+                what: "objects with data",
+                limit: DATA_ENTRIES_MAX as u64,
+            }));
+        }
+        let data = DataEntry {
+            oid: entry.oid.parse().map_err(|_| Fault::Garbage("an object id"))?,
+            schema: entry.schema,
+            name: entry.tag,
+            is_table: entry.kind == "TABLE DATA",
+        };
+        self.data_entries += 1;
+        match self.pending.insert(entry.id, data) {
+            None => Ok(()),
+            Some(_) => Err(Fault::Garbage("two entries with one id")),
+        }
+    }
+
+    fn begin_block(&mut self, id: i64, large_objects: bool) -> Result<(), Fault> {
+        let entry = self
+            .pending
+            .remove(&id)
+            .ok_or(Fault::Garbage("a block that the contents do not announce"))?;
+        if entry.is_table == large_objects {
+            return Err(Fault::Garbage("a block of another kind than announced"));
+        }
+        self.state = if large_objects {
+            State::LargeObjectId
+        } else {
+            self.current_table = Some(entry);
+            State::DataLength
+        };
+        Ok(())
+    }
+
+    fn end_table(&mut self) -> Result<(), Fault> {
+        let (rows, digest) = self.rows.finish().map_err(Fault::Garbage)?;
+        if let Some(table) = self.current_table.take() {
+            self.summary.tables.push(TableData {
+                schema: table.schema,
+                name: table.name,
+                oid: table.oid,
+                rows,
+                digest,
+            });
+        }
+        self.state = State::BlockKind;
+        Ok(())
+    }
+}
+
+enum TocStep {
+    NeedsMore,
+    Next(TocField),
+    EntryEnded,
+}
+
+fn toc_or_data(left: i64) -> State {
+    match left {
+        0 => State::BlockKind,
+        left => State::Toc {
+            left,
+            field: TocField::Id,
+        },
+    }
+}
+
+/// Whether the number of entries of this kind is a property of the database alone: data and large objects are counted
+/// elsewhere, and what belongs to the database itself (its name, its settings) is no part of its contents.
+fn is_comparable(kind: &str, tag: &str) -> bool {
+    let session = [
+        "ENCODING",
+        "STDSTRINGS",
+        "SEARCHPATH",
+        "DATABASE",
+        "DATABASE PROPERTIES",
+    ];
+    let data = [
+        "TABLE DATA",
+        "BLOB",
+        "BLOBS",
+        "BLOB COMMENTS",
+        "BLOB METADATA",
+        "STATISTICS DATA",
+    ];
+    !session.contains(&kind)
+        && !data.contains(&kind)
+        && !tag.starts_with("DATABASE ")
+        && !tag.starts_with("LARGE OBJECT")
+}
+
+fn take<'a>(input: &mut &'a [u8], left: &mut u64) -> &'a [u8] {
+    let length = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+    let (piece, rest) = input.split_at(length);
+    *input = rest;
+    *left -= length as u64;
+    piece
+}
+
+/// An error before its place is known.
+enum Fault {
+    Garbage(&'static str),
+    Other(ArchiveError),
+}
+
+impl Fault {
+    fn at(self, offset: u64) -> ArchiveError {
+        match self {
+            Self::Garbage(what) => ArchiveError::Garbage { what, offset },
+            Self::Other(error) => error,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Yes,
+    No,
+}
+
+/// The pieces that header and TOC consist of, each possibly spread over several slices.
+#[derive(Debug, Default)]
+struct Tokens {
+    int_bytes: usize,
+    gathered: [u8; 16],
+    gathered_bytes: usize,
+    /// The bytes left of a text whose length has been read.
+    text_left: Option<usize>,
+    text: Vec<u8>,
+}
+
+impl Tokens {
+    /// The next `wanted` bytes, at most 16; `None` where the input ends before.
+    fn gather(&mut self, input: &mut &[u8], wanted: usize) -> Option<[u8; 16]> {
+        let take = (wanted - self.gathered_bytes).min(input.len());
+        let (piece, rest) = input.split_at(take);
+        *input = rest;
+        self.gathered[self.gathered_bytes..self.gathered_bytes + take].copy_from_slice(piece);
+        self.gathered_bytes += take;
+        if self.gathered_bytes < wanted {
+            return None;
+        }
+        self.gathered_bytes = 0;
+        Some(self.gathered)
+    }
+
+    fn fixed<const N: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; N]> {
+        let bytes = self.gather(input, N)?;
+        bytes.first_chunk::<N>().copied()
+    }
+
+    fn byte(&mut self, input: &mut &[u8]) -> Option<u8> {
+        self.fixed::<1>(input).map(|[byte]| byte)
+    }
+
+    /// An integer: a byte for the sign, then the magnitude, least byte first.
+    #[inline]
+    fn int(&mut self, input: &mut &[u8]) -> Option<i64> {
+        // Short rows make this the hottest place of all: each row is a block with its length.
+        if self.int_bytes == 4
+            && self.gathered_bytes == 0
+            && let Some((&[sign, a, b, c, d], rest)) = input.split_first_chunk::<5>()
+        {
+            *input = rest;
+            let magnitude = i64::from(u32::from_le_bytes([a, b, c, d]));
+            return Some(if sign == 0 { magnitude } else { -magnitude });
+        }
+        let bytes = self.gather(input, 1 + self.int_bytes)?;
+        let mut magnitude = [0; 8];
+        magnitude[..self.int_bytes].copy_from_slice(&bytes[1..=self.int_bytes]);
+        // A magnitude over 63 bits saturates; every caller refuses values of that size.
+        let magnitude = i64::try_from(u64::from_le_bytes(magnitude)).unwrap_or(i64::MAX);
+        Some(if bytes[0] == 0 { magnitude } else { -magnitude })
+    }
+
+    /// A text: its length, then its bytes; a negative length is SQL's NULL. `None` where the input ends before.
+    fn text(&mut self, input: &mut &[u8], keep: Keep) -> Result<Option<Option<String>>, Fault> {
+        let mut left = match self.text_left {
+            Some(left) => left,
+            None => match self.int(input) {
+                None => return Ok(None),
+                Some(..0) => return Ok(Some(None)),
+                Some(length) if length > TEXT_BYTES_MAX => return Err(Fault::Garbage("the length of a text")),
+                Some(length) => usize::try_from(length).map_err(|_| Fault::Garbage("the length of a text"))?,
+            },
+        };
+        if keep == Keep::Yes && self.text.len() + left > KEPT_TEXT_BYTES_MAX {
+            return Err(Fault::Other(ArchiveError::TooLarge {
+                what: "bytes in one name",
+                limit: KEPT_TEXT_BYTES_MAX as u64,
+            }));
+        }
+        let (piece, rest) = input.split_at(left.min(input.len()));
+        *input = rest;
+        left -= piece.len();
+        if keep == Keep::Yes {
+            self.text.extend_from_slice(piece);
+        }
+        if left > 0 {
+            self.text_left = Some(left);
+            return Ok(None);
+        }
+        self.text_left = None;
+        let text = String::from_utf8_lossy(&self.text).into_owned();
+        self.text.clear();
+        Ok(Some(Some(text)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An archive as pg_dump 15 writes it, with one table and one large object.
+    fn archive(rows: &str) -> Vec<u8> {
+        let int = |out: &mut Vec<u8>, value: i32| {
+            out.push(u8::from(value < 0));
+            out.extend(value.unsigned_abs().to_le_bytes());
+        };
+        let text = |out: &mut Vec<u8>, value: &str| {
+            out.push(0);
+            out.extend(u32::try_from(value.len()).unwrap().to_le_bytes());
+            out.extend(value.as_bytes());
+        };
+        let mut out = b"PGDMP\x01\x0e\x00\x04\x08\x01".to_vec();
+        int(&mut out, 0);
+        (0..7).for_each(|field| int(&mut out, field));
+        ["shop", "15.18", "15.20"]
+            .iter()
+            .for_each(|value| text(&mut out, value));
+        int(&mut out, 3);
+        for (id, data, tag, kind) in [
+            (7, 0, "orders", "TABLE"),
+            (8, 1, "orders", "TABLE DATA"),
+            (9, 1, "BLOBS", "BLOBS"),
+        ] {
+            int(&mut out, id);
+            int(&mut out, data);
+            ["1259", "16400", tag, kind]
+                .iter()
+                .for_each(|value| text(&mut out, value));
+            int(&mut out, 2);
+            ["CREATE …", "DROP …", "", "public", "", "heap", "shop", "false", "7"]
+                .iter()
+                .for_each(|value| text(&mut out, value));
+            int(&mut out, -1);
+            out.extend([0; 9]);
+        }
+        out.push(BLOCK_DATA);
+        int(&mut out, 8);
+        for piece in format!("{rows}\\.\n\n\n").split_inclusive('\n') {
+            text(&mut out, piece);
+        }
+        int(&mut out, 0);
+        out.push(BLOCK_LARGE_OBJECTS);
+        int(&mut out, 9);
+        int(&mut out, -5);
+        text(&mut out, "picture");
+        int(&mut out, 0);
+        int(&mut out, 0);
+        out
+    }
+
+    fn read(bytes: &[u8], piece_bytes: usize) -> Result<ArchiveSummary, ArchiveError> {
+        let mut reader = ArchiveReader::default();
+        for piece in bytes.chunks(piece_bytes) {
+            reader.feed(piece)?;
+        }
+        reader.finish()
+    }
+
+    #[test]
+    fn the_summary_does_not_depend_on_how_the_stream_is_cut() {
+        let bytes = archive("1\tone\n2\ttwo\n");
+        let whole = read(&bytes, bytes.len()).unwrap();
+        assert_eq!(whole.tables.len(), 1);
+        assert_eq!(
+            (whole.tables[0].rows, whole.tables[0].oid, whole.large_objects),
+            (2, 16400, 1)
+        );
+        assert_eq!(whole.tool_version, "15.20");
+        assert_eq!(whole.objects, BTreeMap::from([("TABLE".to_owned(), 1)]));
+        for piece_bytes in 1..40 {
+            assert_eq!(
+                read(&bytes, piece_bytes),
+                Ok(whole.clone()),
+                "cut every {piece_bytes} bytes"
+            );
+        }
+    }
+
+    #[test]
+    fn the_digest_ignores_the_order_of_rows_and_nothing_else() {
+        let digest = |rows: &str| read(&archive(rows), 64).unwrap().tables[0].digest;
+        assert_eq!(digest("1\tone\n2\ttwo\n"), digest("2\ttwo\n1\tone\n"));
+        assert_ne!(digest("1\tone\n2\ttwo\n"), digest("1\tone\n2\ttwO\n"));
+        assert_ne!(digest("1\tone\n2\ttwo\n"), digest("1\ttwo\n2\tone\n"));
+        assert_ne!(digest("1\n"), digest("1\n1\n"));
+    }
+
+    #[test]
+    fn every_shortened_archive_is_refused() {
+        let bytes = archive("1\tone\n2\ttwo\n");
+        for length in 0..bytes.len() {
+            assert!(read(&bytes[..length], 16).is_err(), "cut to {length} bytes");
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused_and_never_panics() {
+        assert_eq!(
+            read(b"-- plain SQL, not an archive", 7),
+            Err(ArchiveError::NotAnArchive)
+        );
+        let bytes = archive("1\tone\n");
+        let mut more = bytes.clone();
+        more.push(9);
+        assert!(matches!(read(&more, 16), Err(ArchiveError::Garbage { .. })));
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x80;
+            // Many flips are in texts that are passed over; none may bring the reader down.
+            let _ = read(&flipped, 16);
+        }
+    }
+
+    #[test]
+    fn a_table_whose_end_marker_is_missing_is_refused() {
+        let bytes = archive("1\tone\n");
+        let at = memchr::memmem::find(&bytes, b"\\.\n").unwrap();
+        let mut changed = bytes;
+        changed[at] = b'x';
+        assert!(matches!(read(&changed, 16), Err(ArchiveError::Garbage { .. })));
+    }
+}

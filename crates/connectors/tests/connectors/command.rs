@@ -1,0 +1,76 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use strongroom_connectors::command::{CommandError, CommandTarget, drill_command, dump};
+use strongroom_proto::receipt::CheckOutcome;
+
+use crate::memory::Memory;
+
+fn shell(script: &str, timeout: Duration) -> CommandTarget {
+    CommandTarget {
+        program: "sh".to_owned(),
+        args: vec!["-c".to_owned(), script.to_owned()],
+        env: BTreeMap::from([("NAME".to_owned(), "value".to_owned())]),
+        timeout,
+    }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[test]
+fn the_output_of_a_command_is_the_backup() {
+    let mut memory = Memory::default();
+    let report = dump(&shell("echo $NAME; seq 200000", MINUTE), &mut memory).unwrap();
+    assert!(memory.text("output").starts_with("value\n1\n2\n"));
+    assert_eq!(report.bytes, memory.content("output").len() as u64);
+    let checks = drill_command(&memory);
+    assert_eq!(checks[0].name, "content readable");
+    assert_eq!(checks[0].outcome, CheckOutcome::Passed);
+    assert_eq!(checks[0].detail, format!("{} bytes", report.bytes));
+    assert_eq!(drill_command(&Memory::default())[0].outcome, CheckOutcome::Failed);
+}
+
+#[test]
+fn a_command_that_fails_leaves_no_backup() {
+    let mut memory = Memory::default();
+    let error = dump(&shell("seq 100000; echo no more disk >&2; exit 7", MINUTE), &mut memory).unwrap_err();
+    assert!(memory.entries.is_empty() && memory.is_open());
+    assert!(error.to_string().contains("exit code 7"), "{error}");
+    assert!(
+        std::error::Error::source(&error)
+            .unwrap()
+            .to_string()
+            .contains("no more disk")
+    );
+    assert!(matches!(
+        dump(&shell("kill -9 $$", MINUTE), &mut Memory::default()),
+        Err(CommandError::Failed { .. })
+    ));
+}
+
+#[test]
+fn a_command_that_hangs_is_ended_with_its_children() {
+    let mut memory = Memory::default();
+    let script = "echo begun; sleep 600 & sleep 600";
+    let error = dump(&shell(script, Duration::from_millis(300)), &mut memory).unwrap_err();
+    assert!(matches!(error, CommandError::TimedOut { .. }), "{error}");
+    assert!(memory.entries.is_empty());
+}
+
+#[test]
+fn a_command_that_is_not_there_is_named() {
+    let target = CommandTarget {
+        program: "no-such-program".to_owned(),
+        ..shell("", MINUTE)
+    };
+    let error = dump(&target, &mut Memory::default()).unwrap_err();
+    assert!(
+        error.to_string().contains("no-such-program") && !error.is_retryable(),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_environment_is_not_shown() {
+    assert!(!format!("{:?}", shell("echo secret", MINUTE)).contains("value"));
+}

@@ -1,0 +1,305 @@
+//! Admission: what is asked for becomes jobs, or a refusal that says what would have been right.
+
+use chrono::{DateTime, Duration, Utc};
+use strongroom_catalog::{CatalogError, CreateOutcome, JobRequest, Origin};
+use strongroom_policy::selector::{self, SelectError};
+use strongroom_proto::api::{BackupView, CreateBackup, CreateRestore, without_password};
+use strongroom_proto::events::{Ask, ScenarioDeployed, SchemaUpdated};
+use strongroom_proto::{BackupId, BackupType, JobId, JobKind, TargetKind, TargetName};
+
+use crate::Coordinator;
+
+/// The pool whose workers verify: they need the vault and scratch space, not the target.
+const VERIFY_POOL: &str = "default";
+
+/// A request that comes to no job.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// A target is not known.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    /// The request itself is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// What it is about does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// The catalog did not come through.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+impl Coordinator {
+    /// Creates the jobs that a trigger asks for, and sees to their dispatch.
+    pub(crate) async fn admit(&self, ask: &Ask, origin: &Origin) -> Result<CreateOutcome, Refusal> {
+        let requests = match ask {
+            Ask::Backup(ask) => self.backups(ask)?,
+            Ask::Scenario(ask) => vec![self.scenario(ask)?],
+            Ask::Schema(ask) => self.schema(ask)?,
+        };
+        self.create(origin, &requests).await
+    }
+
+    /// Creates jobs and sees to their dispatch.
+    pub(crate) async fn create(&self, origin: &Origin, requests: &[JobRequest]) -> Result<CreateOutcome, Refusal> {
+        let outcome = self.catalog.create_jobs(origin, requests).await?;
+        self.dispatch.notify_one();
+        Ok(outcome)
+    }
+
+    fn backups(&self, ask: &CreateBackup) -> Result<Vec<JobRequest>, Refusal> {
+        let known = self.targets.all();
+        let kinds: Vec<(TargetName, TargetKind)> =
+            known.iter().map(|(name, target)| (name.clone(), target.kind)).collect();
+        let names = selector::select(&kinds, &ask.targets)?;
+        if ask.retention_days == Some(0) {
+            return Err(Refusal::Invalid(
+                "retention_days is 0: give at least 1, or leave it out to keep the backup".into(),
+            ));
+        }
+        let now = Utc::now();
+        let metadata = serde_json::json!({ "description": ask.description, "git": ask.git });
+        Ok(names
+            .into_iter()
+            .filter_map(|name| known.iter().find(|(known, _)| *known == name))
+            .map(|(name, target)| {
+                let request = backup_request(name.clone(), target.kind, target.pool.clone(), ask.backup_type, now);
+                JobRequest {
+                    metadata: metadata.clone(),
+                    retention_until: ask.retention_days.map(|days| now + Duration::days(i64::from(days))),
+                    ..request
+                }
+            })
+            .collect())
+    }
+
+    fn scenario(&self, ask: &ScenarioDeployed) -> Result<JobRequest, Refusal> {
+        let name: TargetName = format!("scenario/{}", ask.scenario)
+            .parse()
+            .map_err(|error| Refusal::Invalid(format!("the scenario's name cannot name a target: {error}")))?;
+        let path = std::path::Path::new(&ask.path);
+        let plain = path.components().all(|c| !matches!(c, std::path::Component::ParentDir));
+        if !path.is_absolute() || !plain || ask.path.contains('\0') {
+            return Err(Refusal::Invalid(format!(
+                "the path {:?} of scenario {} is not absolute, or climbs with ..: send the folder's full path",
+                ask.path, ask.scenario
+            )));
+        }
+        let pool = match self.targets.get(&name) {
+            Some(target) => target.pool,
+            None => {
+                let template = self.loaded.config.scenario.as_ref().ok_or_else(|| {
+                    Refusal::Invalid(format!(
+                        "target {name} is not configured, and there is no scenario template"
+                    ))
+                })?;
+                template.pool.clone()
+            }
+        };
+        let request = backup_request(name, TargetKind::Files, pool, BackupType::Full, Utc::now());
+        Ok(JobRequest {
+            metadata: serde_json::json!({ "scenario": ask.scenario, "git": ask.git }),
+            params: serde_json::json!({ "path": ask.path }),
+            ..request
+        })
+    }
+
+    fn schema(&self, ask: &SchemaUpdated) -> Result<Vec<JobRequest>, Refusal> {
+        let mut words = ask.targets.clone();
+        let known = self.targets.all();
+        for database in ask.database.iter().chain(&ask.databases) {
+            let before = words.len();
+            for (name, target) in known.iter().filter(|(_, target)| target.kind == TargetKind::Postgres) {
+                let holds = target
+                    .url
+                    .as_ref()
+                    .is_some_and(|url| database_of(url.expose()).as_deref() == Some(database));
+                if holds || name.as_str() == database {
+                    words.push(name.to_string());
+                }
+            }
+            if words.len() == before {
+                let list: Vec<&str> = known
+                    .iter()
+                    .filter(|(_, t)| t.kind == TargetKind::Postgres)
+                    .map(|(n, _)| n.as_str())
+                    .collect();
+                return Err(Refusal::Invalid(format!(
+                    "no postgres target holds database {database:?}; postgres targets are: {}",
+                    if list.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        list.join(", ")
+                    }
+                )));
+            }
+        }
+        self.backups(&CreateBackup {
+            backup_type: BackupType::Incremental,
+            targets: words,
+            description: Some("schema updated".to_owned()),
+            retention_days: None,
+            git: None,
+        })
+    }
+
+    /// The backup that a text names: a backup id, or the id of the job that made it.
+    pub(crate) async fn find_backup(&self, text: &str) -> Result<BackupView, Refusal> {
+        let found = if let Ok(id) = text.parse::<BackupId>() {
+            self.catalog.backup(&id).await?
+        } else if let Ok(id) = text.parse::<JobId>() {
+            self.catalog.backup_of_job(id).await?
+        } else {
+            return Err(Refusal::Invalid(format!(
+                "{text:?} is neither a backup id (bkp-…) nor a job id (a UUID)"
+            )));
+        };
+        found.ok_or_else(|| {
+            Refusal::NotFound(format!(
+                "there is no backup {text}: `strongroom list` shows those there are"
+            ))
+        })
+    }
+
+    /// A verify job for a backup.
+    pub(crate) fn verify_request(&self, backup_id: BackupId, target: TargetName, kind: TargetKind) -> JobRequest {
+        JobRequest {
+            kind: JobKind::Verify,
+            backup_id,
+            ..backup_request(target, kind, VERIFY_POOL.to_owned(), BackupType::Full, Utc::now())
+        }
+    }
+
+    /// A restore job for a request.
+    pub(crate) async fn restore_request(&self, ask: &CreateRestore) -> Result<(JobRequest, BackupView), Refusal> {
+        let backup = match (&ask.backup_id, ask.backup_job_id, ask.restore_point_id) {
+            (Some(id), None, None) => self.find_backup(id.as_str()).await?,
+            (None, Some(id), None) => self.find_backup(&id.to_string()).await?,
+            (None, None, Some(id)) => {
+                let mut backups = self.catalog.restore_point(id).await?;
+                if !ask.targets.is_empty() {
+                    backups.retain(|backup| ask.targets.iter().any(|t| t == backup.target.as_str()));
+                }
+                match backups.len() {
+                    0 => return Err(Refusal::NotFound(format!("restore point {id} has no such backup"))),
+                    1 => backups.remove(0),
+                    _ => {
+                        return Err(Refusal::Invalid(
+                            "the restore point holds several backups: name one of them in targets, one restore each"
+                                .into(),
+                        ));
+                    }
+                }
+            }
+            _ => {
+                return Err(Refusal::Invalid(
+                    "name one of backup_id, backup_job_id and restore_point_id: that is what is restored".into(),
+                ));
+            }
+        };
+        if !ask.targets.is_empty() && !ask.targets.iter().any(|t| t == backup.target.as_str()) {
+            return Err(Refusal::Invalid(format!(
+                "backup {} is of target {}, which is not in targets",
+                backup.backup_id, backup.target
+            )));
+        }
+        let destination = ask
+            .destination
+            .as_deref()
+            .map(str::trim)
+            .filter(|d| !d.is_empty())
+            .ok_or_else(|| {
+                Refusal::Invalid(
+                    "no destination is given: name the database (postgres://host/db) or the folder to restore into"
+                        .into(),
+                )
+            })?;
+        check_destination(backup.target_kind, destination)?;
+        if ask
+            .overwrite_reason
+            .as_deref()
+            .is_some_and(|reason| reason.trim().is_empty())
+        {
+            return Err(Refusal::Invalid(
+                "overwrite_reason is empty: write down why the destination may be written over".into(),
+            ));
+        }
+        let pool = self
+            .targets
+            .get(&backup.target)
+            .map_or_else(|| VERIFY_POOL.to_owned(), |target| target.pool);
+        let request = JobRequest {
+            kind: JobKind::Restore,
+            backup_id: backup.backup_id.clone(),
+            params: serde_json::json!({
+                "destination": without_password(destination),
+                "overwrite_reason": ask.overwrite_reason,
+                "verify_before_restore": ask.verify_before_restore,
+            }),
+            secret: Some(destination.to_owned()),
+            ..backup_request(
+                backup.target.clone(),
+                backup.target_kind,
+                pool,
+                BackupType::Full,
+                Utc::now(),
+            )
+        };
+        Ok((request, backup))
+    }
+}
+
+/// The database that a URL names.
+fn database_of(url: &str) -> Option<String> {
+    let url = url::Url::parse(url).ok()?;
+    let name = url.path().trim_start_matches('/');
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+fn check_destination(kind: TargetKind, destination: &str) -> Result<(), Refusal> {
+    let database = destination.starts_with("postgres://") || destination.starts_with("postgresql://");
+    match kind {
+        TargetKind::Postgres => {
+            let url = url::Url::parse(destination).ok().filter(|_| database);
+            match url {
+                Some(url) if url.path().trim_start_matches('/').is_empty() => Err(Refusal::Invalid(
+                    "the destination names no database: write it as postgres://user@host:port/database".into(),
+                )),
+                Some(_) => Ok(()),
+                None => Err(Refusal::Invalid(
+                    "the backup is of a database: write the destination as postgres://user@host:port/database".into(),
+                )),
+            }
+        }
+        _ if database => Err(Refusal::Invalid(
+            "the backup is not of a database: give a folder as destination".into(),
+        )),
+        _ if std::path::Path::new(destination).is_absolute() => Ok(()),
+        _ => Err(Refusal::Invalid(format!(
+            "the destination {destination:?} is not an absolute path: the restorer works elsewhere"
+        ))),
+    }
+}
+
+fn backup_request(
+    target: TargetName,
+    target_kind: TargetKind,
+    pool: String,
+    backup_type: BackupType,
+    now: DateTime<Utc>,
+) -> JobRequest {
+    let id = JobId::fresh();
+    JobRequest {
+        id,
+        kind: JobKind::Backup,
+        backup_type,
+        target,
+        target_kind,
+        pool,
+        backup_id: BackupId::for_job(id, now),
+        retention_until: None,
+        metadata: serde_json::json!({}),
+        params: serde_json::json!({}),
+        secret: None,
+    }
+}

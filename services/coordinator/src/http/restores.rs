@@ -1,0 +1,42 @@
+//! Restores into real destinations.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use strongroom_proto::api::{CreateRestore, RestoreCreated, ValidationResult};
+use strongroom_proto::{JobKind, JobStatus};
+
+use super::backups::only_job;
+use super::problem::{ApiError, json};
+use super::{Api, origin};
+
+pub(super) async fn create(
+    State(coordinator): Api,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(StatusCode, Json<RestoreCreated>), ApiError> {
+    let ask: CreateRestore = json(&body)?;
+    let (request, backup) = coordinator.restore_request(&ask).await?;
+    let estimate = coordinator.estimate(JobKind::Restore, &backup.target).await?;
+    let detail = match (backup.verified_at, &backup.verification_error) {
+        (Some(at), _) => format!(
+            "a restore of it was tried and passed at {}",
+            at.format("%Y-%m-%d %H:%M:%SZ")
+        ),
+        (None, Some(error)) => format!("the last verification did not pass: {error}"),
+        (None, None) => "it was never verified".to_owned(),
+    };
+    let restore_id = only_job(coordinator.create(&origin(&headers), &[request]).await?)?;
+    let created = RestoreCreated {
+        restore_id,
+        estimated_duration: estimate.map_or_else(|| "unknown".to_owned(), strongroom_policy::estimate::humanize),
+        status: JobStatus::Pending,
+        validation_results: vec![ValidationResult {
+            backup_id: backup.backup_id,
+            validated: backup.verified,
+            detail,
+        }],
+    };
+    Ok((StatusCode::CREATED, Json(created)))
+}

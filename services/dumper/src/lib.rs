@@ -1,0 +1,136 @@
+//! The dumper: databases and commands into the vault. It holds the writer key and no identity: it cannot read what it
+//! wrote.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use strongroom_catalog::ClaimedJob;
+use strongroom_connectors::command::{self, CommandTarget};
+use strongroom_connectors::postgres::{self, PostgresTarget};
+use strongroom_proto::TargetKind;
+use strongroom_proto::receipt::Method;
+use strongroom_proto::subjects::WorkService;
+use strongroom_runtime::entry::one_line;
+use strongroom_runtime::{Loaded, TargetBook, TargetConfig};
+use strongroom_worker::{AttemptContext, Description, JobHandler, Outcome, Service, TakeError, Taken, Writing};
+use tokio_util::sync::CancellationToken;
+
+/// How long a command may take where its target does not say.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// Runs the dumper until `shutdown`.
+pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let writing = Writing::open(&loaded.config, "dumper").await?;
+    let service = Service::connect(&loaded, WorkService::Dump).await?;
+    let dumper = Dumper {
+        writing,
+        targets: service.targets.clone(),
+        pg_bin_dirs: loaded.config.worker.pg_bin_dirs.clone(),
+    };
+    service.work(dumper, shutdown).await;
+    Ok(())
+}
+
+struct Dumper {
+    writing: Writing,
+    targets: TargetBook,
+    pg_bin_dirs: Vec<std::path::PathBuf>,
+}
+
+impl JobHandler for Dumper {
+    async fn handle(&self, job: ClaimedJob, context: AttemptContext) -> Outcome {
+        let Some(target) = self.targets.get(&job.target) else {
+            return Outcome::Failed(format!(
+                "target {} is not in this dumper's configuration: configure it here as on the coordinator",
+                job.target
+            ));
+        };
+        let surface = target.surface().to_owned();
+        match target.kind {
+            TargetKind::Postgres => {
+                let source = match self.postgres(&target) {
+                    Ok(source) => source,
+                    Err(error) => return Outcome::Failed(format!("{error:#}")),
+                };
+                let description = Description {
+                    surface,
+                    method: Method::LogicalDump,
+                };
+                self.writing
+                    .back_up(&job, &context, description, move |sink, context| {
+                        dump(&source, sink, context)
+                    })
+                    .await
+            }
+            TargetKind::Command => {
+                let Some(program) = target.program.clone() else {
+                    return Outcome::Failed(format!(
+                        "target {} names no program: set targets.{0}.program",
+                        job.target
+                    ));
+                };
+                let source = CommandTarget {
+                    program,
+                    args: target.args.clone(),
+                    env: target
+                        .env
+                        .iter()
+                        .map(|(k, v)| (k.clone(), v.expose().to_owned()))
+                        .collect::<BTreeMap<_, _>>(),
+                    timeout: target.timeout_seconds.map_or(COMMAND_TIMEOUT, Duration::from_secs),
+                };
+                let description = Description {
+                    surface,
+                    method: Method::LogicalDump,
+                };
+                let take = move |sink: &mut dyn strongroom_proto::manifest::EntrySink, _: &AttemptContext| {
+                    let report = command::dump(&source, sink).map_err(|e| TakeError {
+                        message: one_line(&e),
+                        retryable: e.is_retryable(),
+                    })?;
+                    Ok(Taken {
+                        facts: report.facts,
+                        missing: report.missing,
+                    })
+                };
+                self.writing.back_up(&job, &context, description, take).await
+            }
+            kind => Outcome::Failed(format!(
+                "target {} is of kind {kind}, which a dumper does not read",
+                job.target
+            )),
+        }
+    }
+}
+
+impl Dumper {
+    fn postgres(&self, target: &TargetConfig) -> anyhow::Result<PostgresTarget> {
+        let url = target
+            .connection_url()?
+            .ok_or_else(|| anyhow::anyhow!("the target has no url"))?;
+        let mut source = PostgresTarget::new(url.expose().parse()?);
+        source.bin_dirs = self.pg_bin_dirs.clone();
+        if let Some(bytes) = target.large_table_bytes {
+            source.large_table_bytes = bytes;
+        }
+        Ok(source)
+    }
+}
+
+fn dump(
+    source: &PostgresTarget,
+    sink: &mut dyn strongroom_proto::manifest::EntrySink,
+    context: &AttemptContext,
+) -> Result<Taken, TakeError> {
+    let failed = |e: postgres::DumpError| TakeError {
+        message: one_line(&e),
+        retryable: e.is_retryable(),
+    };
+    let facts = postgres::probe(source).map_err(failed)?;
+    context.progress.expect(facts.database_bytes);
+    let report = postgres::dump(source, sink).map_err(failed)?;
+    Ok(Taken {
+        facts: report.facts,
+        missing: report.missing,
+    })
+}

@@ -1,0 +1,253 @@
+//! The restorer: backups into real destinations. It holds the identity.
+//!
+//! A destination that is not empty is refused unless the request says in writing why it may be written over; the
+//! audit log keeps the reason.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use chrono::Utc;
+use serde::Deserialize;
+use strongroom_catalog::{ClaimedJob, FinishedRestore};
+use strongroom_connectors::files::{self, FilesRestore};
+use strongroom_connectors::postgres::{self, DrillConfig, PostgresTarget, RestoreOptions};
+use strongroom_proto::TargetKind;
+use strongroom_proto::manifest::EntrySource;
+use strongroom_proto::receipt::{Check, CheckOutcome, RESTORE_RECEIPT_SCHEMA, RestoreReceipt};
+use strongroom_proto::subjects::WorkService;
+use strongroom_runtime::Loaded;
+use strongroom_runtime::entry::one_line;
+use strongroom_vault::{BackupReader, CommitError, Identity};
+use strongroom_worker::{
+    AttemptContext, JobHandler, Outcome, Service, Vaulted, WatchedSource, failed, identity, software,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Runs the restorer until `shutdown`.
+pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let config = &loaded.config;
+    let restorer = Restorer {
+        vaulted: Vaulted::open(config, "restorer").await?,
+        identity: Arc::new(identity(config)?),
+        drill: DrillConfig {
+            scratch_dir: config.worker.scratch_dir.clone().unwrap_or_else(std::env::temp_dir),
+            bin_dirs: config.worker.pg_bin_dirs.clone(),
+        },
+    };
+    let service = Service::connect(&loaded, WorkService::Restore).await?;
+    service.work(restorer, shutdown).await;
+    Ok(())
+}
+
+struct Restorer {
+    vaulted: Vaulted,
+    identity: Arc<Identity>,
+    drill: DrillConfig,
+}
+
+/// What the request said, beside the destination, which may hold a password and so comes apart.
+#[derive(Debug, Clone, Deserialize)]
+struct Params {
+    destination: String,
+    overwrite_reason: Option<String>,
+    verify_before_restore: bool,
+}
+
+struct Restored {
+    bytes: u64,
+    checks: Vec<Check>,
+    notes: String,
+}
+
+struct RestoreFailed {
+    message: String,
+    retryable: bool,
+}
+
+impl JobHandler for Restorer {
+    async fn handle(&self, job: ClaimedJob, context: AttemptContext) -> Outcome {
+        let params: Params = match serde_json::from_value(job.params.clone()) {
+            Ok(params) => params,
+            Err(error) => return Outcome::Failed(format!("the restore's parameters are not understood: {error}")),
+        };
+        let destination = job.secret.clone().unwrap_or_else(|| params.destination.clone());
+        let vault = &self.vaulted.vault;
+        match vault.receipt(&job.backup_id).await {
+            Ok(Some(found)) => context.progress.expect(found.receipt.totals.content_bytes),
+            Ok(None) => {
+                return Outcome::Failed(format!(
+                    "backup {} has no receipt in the vault {}",
+                    job.backup_id,
+                    vault.url()
+                ));
+            }
+            Err(error) => return failed(error.is_retryable(), one_line(&error)),
+        }
+        let reader = match vault.open_backup(&job.backup_id, &self.identity).await {
+            Ok(reader) => reader,
+            Err(error) => return failed(error.is_retryable(), one_line(&error)),
+        };
+        let restored = tokio::task::spawn_blocking({
+            let (drill, context, params, kind) = (self.drill.clone(), context.clone(), params.clone(), job.target_kind);
+            let second_attempt = job.retry_count > 0;
+            let span = tracing::Span::current();
+            move || span.in_scope(|| restore(&reader, kind, &destination, &params, second_attempt, &drill, &context))
+        });
+        let restored = match restored.await {
+            Ok(Ok(restored)) => restored,
+            // What a stopped restore has put in place stays; the next attempt finds the destination not empty and says so.
+            Ok(Err(_)) if context.stop().is_cancelled() => return Outcome::Stopped,
+            Ok(Err(error)) => return failed(error.retryable, error.message),
+            Err(panic) => return Outcome::Failed(format!("the restore panicked: {panic}")),
+        };
+        if let Some(bad) = restored
+            .checks
+            .iter()
+            .find(|check| check.outcome == CheckOutcome::Failed)
+        {
+            return Outcome::Failed(format!(
+                "what was restored is not what was backed up: {}: {}",
+                bad.name, bad.detail
+            ));
+        }
+        self.commit(&job, params, restored).await
+    }
+}
+
+impl Restorer {
+    async fn commit(&self, job: &ClaimedJob, params: Params, restored: Restored) -> Outcome {
+        let receipt = RestoreReceipt {
+            schema: RESTORE_RECEIPT_SCHEMA.to_owned(),
+            job_id: job.id,
+            attempt: job.attempt,
+            backup_id: job.backup_id.clone(),
+            target: job.target.clone(),
+            destination: params.destination,
+            started_at: job.started_at,
+            completed_at: Utc::now(),
+            success: true,
+            restored_bytes: restored.bytes,
+            checks: restored.checks,
+            operator: job.operator.clone(),
+            software: software(),
+            notes: restored.notes,
+        };
+        match self.vaulted.vault.put_restore(&receipt, &self.vaulted.signer).await {
+            Ok(sha256) => Outcome::Restore(Box::new(FinishedRestore { receipt, sha256 })),
+            Err(error @ CommitError::AlreadyExists { .. }) => Outcome::Failed(one_line(&error)),
+            Err(error) => failed(error.is_retryable(), one_line(&error)),
+        }
+    }
+}
+
+fn restore(
+    reader: &BackupReader,
+    kind: TargetKind,
+    destination: &str,
+    params: &Params,
+    second_attempt: bool,
+    drill: &DrillConfig,
+    context: &AttemptContext,
+) -> Result<Restored, RestoreFailed> {
+    let source = WatchedSource::new(reader, context);
+    if params.verify_before_restore {
+        verify_first(&source, kind, drill)?;
+    }
+    let allow_non_empty = params.overwrite_reason.is_some();
+    let restored = match kind {
+        TargetKind::Postgres => into_database(&source, destination, allow_non_empty, drill),
+        TargetKind::Files | TargetKind::Command => into_folder(&source, Path::new(destination), allow_non_empty),
+        TargetKind::Bucket | TargetKind::Config => Err(RestoreFailed {
+            message: format!("backups of kind {kind} cannot be restored by this version: upgrade the restorer"),
+            retryable: false,
+        }),
+    };
+    restored.map_err(|mut error| {
+        if second_attempt && !error.retryable && !allow_non_empty {
+            error
+                .message
+                .push_str("; an earlier attempt of this restore may have begun: look at the destination");
+        }
+        error
+    })
+}
+
+/// Restores into scratch space first, and goes on only when everything passes.
+fn verify_first(source: &dyn EntrySource, kind: TargetKind, drill: &DrillConfig) -> Result<(), RestoreFailed> {
+    let checks = match kind {
+        TargetKind::Postgres => postgres::drill(source, drill).map_err(|error| RestoreFailed {
+            message: one_line(&error),
+            retryable: error.is_retryable(),
+        })?,
+        TargetKind::Files => {
+            let scratch = std::fs::create_dir_all(&drill.scratch_dir)
+                .and_then(|()| tempfile::Builder::new().prefix("drill-").tempdir_in(&drill.scratch_dir))
+                .map_err(|error| RestoreFailed {
+                    message: format!("make a scratch folder: {error}"),
+                    retryable: true,
+                })?;
+            files::drill_files(source, scratch.path()).map_err(|error| RestoreFailed {
+                message: one_line(&error),
+                retryable: true,
+            })?
+        }
+        // Reading it is all there is to try, and the restore does that.
+        _ => return Ok(()),
+    };
+    match checks.iter().find(|check| check.outcome != CheckOutcome::Passed) {
+        None => Ok(()),
+        Some(check) => Err(RestoreFailed {
+            message: format!(
+                "the backup did not pass its verification, nothing was restored: {}: {}",
+                check.name, check.detail
+            ),
+            retryable: false,
+        }),
+    }
+}
+
+fn into_database(
+    source: &dyn EntrySource,
+    destination: &str,
+    allow_non_empty: bool,
+    drill: &DrillConfig,
+) -> Result<Restored, RestoreFailed> {
+    let url = destination.parse().map_err(|error| RestoreFailed {
+        message: format!("the destination is not a URL: {error}"),
+        retryable: false,
+    })?;
+    let mut target = PostgresTarget::new(url);
+    target.bin_dirs = drill.bin_dirs.clone();
+    let report = postgres::restore(
+        source,
+        &target,
+        &RestoreOptions {
+            allow_non_empty,
+            globals: true,
+        },
+    )
+    .map_err(|error| RestoreFailed {
+        message: one_line(&error),
+        retryable: error.is_retryable(),
+    })?;
+    Ok(Restored {
+        bytes: report.restored_bytes,
+        checks: report.checks,
+        notes: report.notes.join("; "),
+    })
+}
+
+fn into_folder(source: &dyn EntrySource, destination: &Path, allow_non_empty: bool) -> Result<Restored, RestoreFailed> {
+    let failed = |error: std::io::Error| RestoreFailed {
+        message: format!("restore into {}: {}", destination.display(), one_line(&error)),
+        retryable: false,
+    };
+    let mut restore = FilesRestore::create(destination, allow_non_empty).map_err(failed)?;
+    source.replay(&mut restore).map_err(failed)?;
+    let report = restore.finish().map_err(failed)?;
+    Ok(Restored {
+        bytes: report.bytes,
+        checks: Vec::new(),
+        notes: String::new(),
+    })
+}

@@ -1,0 +1,7 @@
+//! The verifier as a process of its own.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    strongroom_runtime::entry::service_main("strongroom-verifier", strongroom_verifier::run)
+}
