@@ -58,7 +58,11 @@ pub(crate) async fn create_vault(config: &Config, folder: &Path, readers: &Reade
         let signer = Signer::from_openssh(&read(&format!("signing-{principal}.key"))?, principal)?;
         signers.push((principal.to_owned(), signer.public_line()?));
     }
-    let new = NewVault { recipients, writer_key: &writer_key, signers };
+    let new = NewVault {
+        recipients,
+        writer_key: &writer_key,
+        signers,
+    };
     Ok(Vault::create(Store::open(&store_config(config)?)?, new, Utc::now()).await?)
 }
 

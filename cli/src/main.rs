@@ -20,6 +20,8 @@ use clap::Parser as _;
 
 use args::Cli;
 
+/// How long blocking work may go on after the command has ended.
+const BLOCKING_WORK: std::time::Duration = std::time::Duration::from_secs(2);
 /// The exit code of an answer that needs attention.
 const EXIT_WARNING: u8 = 2;
 
@@ -45,7 +47,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(Box::pin(commands::run(cli))) {
+    let result = runtime.block_on(Box::pin(commands::run(cli)));
+    // Blocking work that did not see its end does not keep the process.
+    runtime.shutdown_timeout(BLOCKING_WORK);
+    match result {
         Ok(code) => code,
         Err(error) => {
             let mut lines = error.chain().map(|cause| render::safe_lines(&cause.to_string()));

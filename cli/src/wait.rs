@@ -182,7 +182,7 @@ fn label(job: &JobView) -> String {
 fn progress_text(job: &JobView, bytes_per_second: Option<f64>) -> String {
     match job.status {
         JobStatus::Pending => match &job.error {
-            Some(error) => format!("attempt {} follows: {}", job.attempt, render::safe(error)),
+            Some(error) => format!("waiting to try again: {}", render::safe(error)),
             None => "waiting for a worker".to_owned(),
         },
         JobStatus::Running => {
@@ -294,7 +294,10 @@ pub(crate) mod tests {
         job.status = JobStatus::Pending;
         assert_eq!(progress_text(&job, None), "waiting for a worker");
         job.error = Some("connection\x1b lost".to_owned());
-        assert_eq!(progress_text(&job, None), "attempt 2 follows: connection\\u{1b} lost");
+        assert_eq!(
+            progress_text(&job, None),
+            "waiting to try again: connection\\u{1b} lost"
+        );
     }
 
     #[test]

@@ -351,7 +351,7 @@ pub fn parse_trigger(
         let source = attribute("source").ok_or_else(|| missing("source"))?;
         return Ok(Trigger {
             id: TriggerId::of_event(&source, &id),
-            traceparent: attribute("traceparent").or_else(|| header("traceparent")),
+            traceparent: trace_context(attribute("traceparent").or_else(|| header("traceparent"))),
             ask: parse_ask(subject, json(body)?)?,
         });
     }
@@ -372,6 +372,7 @@ pub fn parse_trigger(
             .extension("traceparent")
             .map(ToString::to_string)
             .or_else(|| header("traceparent"));
+        let traceparent = trace_context(traceparent);
         let id = TriggerId::of_event(event.source(), event.id());
         let data: serde_json::Value = match event.data() {
             Some(cloudevents::Data::Json(value)) => value.clone(),
@@ -389,9 +390,14 @@ pub fn parse_trigger(
     let id = header("nats-msg-id").or_else(|| header("Nats-Msg-Id"));
     Ok(Trigger {
         id: TriggerId::of_event(subject, id.as_deref().unwrap_or(fallback_id)),
-        traceparent: header("traceparent"),
+        traceparent: trace_context(header("traceparent")),
         ask: parse_ask(subject, value)?,
     })
+}
+
+/// A W3C trace context, or nothing: what came from outside goes on into headers, and must be what it says it is.
+fn trace_context(text: Option<String>) -> Option<String> {
+    text.filter(|text| text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
 }
 
 fn check_version(subject: &str, version: Option<&str>) -> Result<(), TriggerError> {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 /// A text that is not a valid identifier of the named kind.
@@ -217,6 +218,9 @@ impl From<TargetName> for String {
     }
 }
 
+/// The longest trigger id that is kept as it came.
+const TRIGGER_ID_BYTES: usize = 256;
+
 /// What makes a trigger the same trigger: the CloudEvents source and id, or what stands for them. A second trigger
 /// with the same id makes no second job, however late it comes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -225,8 +229,15 @@ pub struct TriggerId(String);
 
 impl TriggerId {
     /// The identity of an event: its source and id together, as CloudEvents defines it.
+    ///
+    /// It becomes a key of the catalog and part of message ids; what is too long for those, or holds characters that do
+    /// not belong there, is replaced by its digest.
     pub fn of_event(source: &str, id: &str) -> Self {
-        Self(format!("{source}#{id}"))
+        let text = format!("{source}#{id}");
+        if text.len() <= TRIGGER_ID_BYTES && !text.contains(|c: char| c.is_control()) {
+            return Self(text);
+        }
+        Self(format!("sha256:{}", hex::encode(Sha256::digest(text))))
     }
     /// The id as text.
     pub fn as_str(&self) -> &str {
@@ -329,6 +340,16 @@ mod tests {
         }
         for bad in ["", "/x", "x/", "a//b", "../x", "a\nb", "a b", "é"] {
             assert!(bad.parse::<TargetName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_identity_of_an_event_fits_wherever_it_goes() {
+        assert_eq!(TriggerId::of_event("/ci", "7").as_str(), "/ci#7");
+        for (source, id) in [("/ci", "a\nb"), ("/ci", "\0"), ("/ci", "x".repeat(5000).as_str())] {
+            let trigger = TriggerId::of_event(source, id);
+            assert!(trigger.as_str().starts_with("sha256:") && trigger.as_str().len() == 71);
+            assert_eq!(trigger, TriggerId::of_event(source, id));
         }
     }
 

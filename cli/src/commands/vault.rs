@@ -35,8 +35,11 @@ pub(crate) async fn run(mut options: LoadOptions, command: VaultCommand) -> anyh
         options.flags.push(("vault.url".to_owned(), url, "--url".to_owned()));
     }
     let loaded = Loaded::load(options)?;
-    let readers =
-        if args.recipients.is_empty() { Readers::Identity } else { Readers::Recipients(args.recipients) };
+    let readers = if args.recipients.is_empty() {
+        Readers::Identity
+    } else {
+        Readers::Recipients(args.recipients)
+    };
     std::fs::DirBuilder::new()
         .recursive(true)
         .create(&args.keys)
@@ -44,7 +47,10 @@ pub(crate) async fn run(mut options: LoadOptions, command: VaultCommand) -> anyh
     keys::ensure(&args.keys, &readers)?;
     let vault = keys::create_vault(&loaded.config, &args.keys, &readers).await?;
     render::print(&format!("vault {} made at {}", vault.id(), render::safe(vault.url())))?;
-    render::print(&format!("keys are in {}; writers need writer.key and a signing key", args.keys.display()))?;
+    render::print(&format!(
+        "keys are in {}; writers need writer.key and a signing key",
+        args.keys.display()
+    ))?;
     if matches!(readers, Readers::Identity) {
         render::print("keep a copy of identity.txt somewhere else: without it no backup can be read")?;
     }

@@ -48,7 +48,9 @@ impl Sample {
     /// Creates the sample database.
     pub(super) async fn fill(&self, megabytes: u32) -> anyhow::Result<()> {
         let create = format!("CREATE DATABASE {SAMPLE_DATABASE} TEMPLATE template0;\n");
-        self.psql(MAINTENANCE_DATABASE, &create).await.context("create the sample database")?;
+        self.psql(MAINTENANCE_DATABASE, &create)
+            .await
+            .context("create the sample database")?;
         self.psql(SAMPLE_DATABASE, &sample_sql(megabytes))
             .await
             .context("fill the sample database")
@@ -58,7 +60,10 @@ impl Sample {
     /// Drops a database, where there is one.
     pub(super) async fn drop_database(&self, name: &str) -> anyhow::Result<()> {
         let sql = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE);\n");
-        self.psql(MAINTENANCE_DATABASE, &sql).await.with_context(|| format!("drop the database {name}")).map(drop)
+        self.psql(MAINTENANCE_DATABASE, &sql)
+            .await
+            .with_context(|| format!("drop the database {name}"))
+            .map(drop)
     }
 
     pub(super) async fn database_bytes(&self, name: &str) -> anyhow::Result<u64> {

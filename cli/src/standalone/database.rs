@@ -65,7 +65,10 @@ impl Database {
         .context("start Postgres")?
         .context("start the catalog's Postgres")?;
         Catalog::ensure_database(&url).await?;
-        Ok(Self { cluster: Arc::new(Mutex::new(cluster)), url })
+        Ok(Self {
+            cluster: Arc::new(Mutex::new(cluster)),
+            url,
+        })
     }
 
     /// Where the catalog is, with user and password.
@@ -103,7 +106,10 @@ impl Database {
     /// Stops the server after its last commit.
     pub(crate) async fn stop(self) {
         let stopped = tokio::task::spawn_blocking(move || {
-            self.cluster.lock().unwrap_or_else(PoisonError::into_inner).stop(StopMode::Fast);
+            self.cluster
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .stop(StopMode::Fast);
         });
         if stopped.await.is_err() {
             tracing::error!("stopping the catalog's Postgres panicked");

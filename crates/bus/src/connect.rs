@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::jetstream;
+use tokio::sync::watch;
 
 /// The oldest server that is accepted: older ones lose acknowledged messages when they crash, or cannot be told to
 /// sync every write.
@@ -30,6 +31,8 @@ pub struct Bus {
     pub(crate) client: async_nats::Client,
     pub(crate) jetstream: jetstream::Context,
     pub(crate) replicas: usize,
+    /// Counts connections; changes when one was made anew.
+    pub(crate) connections: watch::Receiver<u64>,
 }
 
 /// A NATS that cannot be used.
@@ -86,10 +89,17 @@ impl Bus {
             .map(|url| url.trim().parse())
             .collect::<Result<_, _>>()
             .map_err(|source| ConnectError::Url { source })?;
+        let (counter, connections) = watch::channel(0);
         let mut options = async_nats::ConnectOptions::new()
             .name(name)
             .connection_timeout(Duration::from_secs(5))
             .ping_interval(Duration::from_secs(10))
+            .event_callback(move |event| {
+                if matches!(event, async_nats::Event::Connected) {
+                    counter.send_modify(|count| *count += 1);
+                }
+                async {}
+            })
             .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 100).min(1000)));
         if let Some(path) = &config.credentials_file {
             options = options
@@ -122,6 +132,7 @@ impl Bus {
             client,
             jetstream,
             replicas: config.replicas.max(1),
+            connections,
         })
     }
 

@@ -14,9 +14,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::Bus;
 
-/// How long the server holds an unanswered pull, and how often it says that it is still there.
+/// How long the server holds an unanswered pull. Heartbeats are not asked for: async-nats 0.51 loses the wake-up after
+/// one, and the pull with it. A connection that was made anew ends the pull instead.
 const PULL_EXPIRES: Duration = Duration::from_secs(10);
-const PULL_HEARTBEAT: Duration = Duration::from_secs(2);
 /// At most so many messages are pulled at once.
 const PULL_MESSAGES: usize = 64;
 /// The pause before a consumer that failed is tried again.
@@ -117,7 +117,7 @@ where
                 continue;
             }
         };
-        if let Err(error) = pull_until_interrupted(&consumer, &permits, &tasks, stop, &handle).await {
+        if let Err(error) = pull_until_interrupted(bus, &consumer, &permits, &tasks, stop, &handle).await {
             tracing::info!(consumer = %spec.durable, error = %chain(&*error), "consumer interrupted, opening it again");
             pause(stop).await;
         }
@@ -129,6 +129,7 @@ where
 /// Pulls as many messages as there are free hands, again and again: a message pulled before there is a hand for it
 /// would wait out its time unseen.
 async fn pull_until_interrupted<H, F>(
+    bus: &Bus,
     consumer: &Consumer<pull::Config>,
     permits: &Arc<Semaphore>,
     tasks: &TaskTracker,
@@ -139,6 +140,8 @@ where
     H: Fn(Delivery) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
+    let mut connections = bus.connections.clone();
+    connections.mark_unchanged();
     loop {
         let mut hands = Vec::new();
         tokio::select! {
@@ -154,13 +157,14 @@ where
             .batch()
             .max_messages(hands.len())
             .expires(PULL_EXPIRES)
-            .heartbeat(PULL_HEARTBEAT)
             .messages()
             .await?;
         loop {
             let next = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 next = batch.next() => next,
+                // The server forgot the pull with the old connection.
+                _ = connections.changed() => return Err("the connection was made anew".into()),
             };
             let Some(message) = next else { break };
             let work = handle(Delivery { message: message? });

@@ -1,8 +1,15 @@
 //! Publishing what was committed: with a message id, and counted as done only when the stream has stored it.
 
+use std::future::IntoFuture as _;
+use std::time::Duration;
+
+use async_nats::HeaderValue;
 use async_nats::jetstream::message::PublishMessage;
 
 use crate::Bus;
+
+/// How long the streams may take to store a batch.
+const STORED_WITHIN: Duration = Duration::from_secs(5);
 
 /// One message to publish.
 #[derive(Debug, Clone)]
@@ -21,36 +28,64 @@ pub struct Outgoing {
 
 /// A message that no stream has confirmed.
 #[derive(Debug, thiserror::Error)]
-#[error("publish on {subject}: no stream has confirmed it")]
-pub struct PublishError {
-    subject: String,
-    #[source]
-    source: async_nats::jetstream::context::PublishError,
+#[non_exhaustive]
+pub enum PublishError {
+    /// The server refused it, or the stream did.
+    #[error("publish on {subject}")]
+    Refused {
+        /// Where to.
+        subject: String,
+        /// Why.
+        #[source]
+        source: async_nats::jetstream::context::PublishError,
+    },
+    /// Nothing was heard in time.
+    #[error("publish on {subject}: no stream has confirmed it in time")]
+    Unconfirmed {
+        /// Where to.
+        subject: String,
+    },
 }
 
 impl Bus {
-    /// Publishes messages in order and waits until each is stored. The answers stand in the order of the messages.
+    /// Publishes messages in order and waits until each is stored, for all of them together no longer than a few
+    /// seconds. The answers stand in the order of the messages.
     pub async fn publish(&self, messages: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
+        let deadline = tokio::time::Instant::now() + STORED_WITHIN;
         let mut sent = Vec::with_capacity(messages.len());
         for message in messages {
-            let mut publish = PublishMessage::build()
-                .message_id(&message.message_id)
-                .header("content-type", message.content_type)
-                .payload(message.body.into());
-            if let Some(traceparent) = &message.traceparent {
-                publish = publish.header("traceparent", traceparent.as_str());
-            }
-            let ack = self.jetstream.send_publish(message.subject.clone(), publish).await;
-            sent.push((message.subject, ack));
+            let ack = self
+                .jetstream
+                .send_publish(message.subject.clone(), with_headers(&message, message.body.clone()));
+            sent.push((message.subject, tokio::time::timeout_at(deadline, ack).await));
         }
         let mut results = Vec::with_capacity(sent.len());
         for (subject, ack) in sent {
             let stored = match ack {
-                Ok(ack) => ack.await.map(|_| ()),
-                Err(source) => Err(source),
+                Ok(Ok(ack)) => tokio::time::timeout_at(deadline, ack.into_future()).await,
+                Ok(Err(source)) => Ok(Err(source)),
+                Err(elapsed) => Err(elapsed),
             };
-            results.push(stored.map_err(|source| PublishError { subject, source }));
+            results.push(match stored {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(source)) => Err(PublishError::Refused { subject, source }),
+                Err(_) => Err(PublishError::Unconfirmed { subject }),
+            });
         }
         results
     }
+}
+
+/// A text that cannot be a header is left out; the client would panic on it.
+fn with_headers(message: &Outgoing, body: Vec<u8>) -> PublishMessage {
+    let mut publish = PublishMessage::build()
+        .header("content-type", message.content_type)
+        .payload(body.into());
+    if let Ok(id) = message.message_id.parse::<HeaderValue>() {
+        publish = publish.header(async_nats::header::NATS_MESSAGE_ID, id);
+    }
+    if let Some(Ok(traceparent)) = message.traceparent.as_ref().map(|text| text.parse::<HeaderValue>()) {
+        publish = publish.header("traceparent", traceparent);
+    }
+    publish
 }

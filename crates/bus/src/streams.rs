@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use chrono::{DateTime, Utc};
 use strongroom_proto::subjects;
 
 use crate::Bus;
@@ -64,6 +65,12 @@ impl Bus {
     pub async fn queued_work(&self) -> Option<u64> {
         let mut stream = self.jetstream.get_stream(subjects::WORK_STREAM).await.ok()?;
         stream.info().await.ok().map(|info| info.state.messages)
+    }
+
+    /// When the stream of facts was made; it holds nothing older. `None` where it does not answer.
+    pub async fn facts_since(&self) -> Option<DateTime<Utc>> {
+        let stream = self.jetstream.get_stream(subjects::BACKUP_STREAM).await.ok()?;
+        DateTime::from_timestamp(stream.cached_info().created.unix_timestamp(), 0)
     }
 
     fn stream(&self, name: &str, subjects: &[&str], retention: RetentionPolicy, max_age: Duration) -> Config {

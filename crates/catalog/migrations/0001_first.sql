@@ -120,11 +120,13 @@ CREATE TABLE backups (
     validation_method validation_method,
     verification_error text,
     retention_until timestamptz,
+    -- Whether a verify job was made for it.
+    verification_asked boolean NOT NULL DEFAULT false,
     CHECK (verified = (verified_at IS NOT NULL)),
     CHECK (verified = (validation_method IS NOT NULL))
 );
 CREATE INDEX backups_by_target ON backups (target_identifier, completed_at DESC);
-CREATE INDEX backups_unproven ON backups (completed_at) WHERE NOT verified;
+CREATE INDEX backups_not_asked ON backups (completed_at) WHERE NOT verification_asked;
 CREATE INDEX backups_by_time ON backups (completed_at DESC);
 
 CREATE TABLE verifications (

@@ -160,8 +160,7 @@ impl Catalog {
         let rows = sqlx::query(
             "SELECT b.backup_id, b.target_identifier, b.target::text, m.traceparent
              FROM backups b JOIN backup_jobs m ON m.id = b.id
-             WHERE NOT b.verified
-               AND NOT EXISTS (SELECT 1 FROM backup_jobs j WHERE j.backup_id = b.backup_id AND j.kind = 'verify')
+             WHERE NOT b.verification_asked
              ORDER BY b.completed_at LIMIT $1",
         )
         .bind(i64::from(limit))

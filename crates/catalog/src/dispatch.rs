@@ -17,22 +17,34 @@ pub struct DispatchLimits {
     pub per_pool: u32,
 }
 
+/// What a dispatch came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dispatched {
+    /// So many jobs got an attempt and a message.
+    Jobs(usize),
+    /// Another dispatcher was at it, and may have begun before what the caller knows of was committed.
+    Busy,
+}
+
 /// At most so many jobs get their message in one transaction.
 const DISPATCH_BATCH: i64 = 500;
 /// The lock that lets one dispatcher count and dispatch at a time, over all coordinators.
 const DISPATCH_LOCK: i64 = 0x5352_4449_5350;
 
 impl Catalog {
-    /// Dispatches what the limits allow, oldest first. Returns how many; as many as one batch holds means there may
-    /// be more.
-    pub async fn dispatch(&self, limits: DispatchLimits) -> Result<usize, CatalogError> {
+    /// Dispatches what the limits allow, oldest first; as many as one batch holds. Where another dispatcher is at it,
+    /// nothing is done.
+    pub async fn dispatch(&self, limits: DispatchLimits) -> Result<Dispatched, CatalogError> {
         let failed = |e| CatalogError::new("dispatch jobs", e);
         let mut tx = self.pool.begin().await.map_err(failed)?;
-        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        let ours: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
             .bind(DISPATCH_LOCK)
-            .execute(&mut *tx)
+            .fetch_one(&mut *tx)
             .await
             .map_err(failed)?;
+        if !ours {
+            return Ok(Dispatched::Busy);
+        }
         let rows = sqlx::query(
             "WITH busy AS (
                  SELECT kind, target_identifier, pool FROM backup_jobs
@@ -62,12 +74,22 @@ impl Catalog {
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
-        for row in &rows {
-            let (subject, work) = work_of(row)?;
-            outbox::put_work(&mut tx, &subject, &work).await?;
+        if rows.is_empty() {
+            return Ok(Dispatched::Jobs(0));
         }
+        let work = rows.iter().map(work_of).collect::<Result<Vec<_>, _>>()?;
+        outbox::put_work(&mut tx, &work).await?;
         tx.commit().await.map_err(failed)?;
-        Ok(rows.len())
+        Ok(Dispatched::Jobs(rows.len()))
+    }
+
+    /// How many jobs run.
+    pub async fn running(&self) -> Result<u64, CatalogError> {
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM backup_jobs WHERE status = 'running'")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(|e| CatalogError::new("count running jobs", e))?;
+        Ok(count.unsigned_abs())
     }
 
     /// How many attempts have been in the queue for longer than `seconds` without a claim.
@@ -87,7 +109,9 @@ impl Catalog {
     pub async fn take_back_unclaimed(&self, seconds: u32) -> Result<u64, CatalogError> {
         let done = sqlx::query(
             "UPDATE backup_jobs SET dispatched_at = NULL
-             WHERE status = 'pending' AND dispatched_at < now() - make_interval(secs => $1)",
+             WHERE status = 'pending' AND dispatched_at < now() - make_interval(secs => $1)
+               AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.sent_at IS NULL
+                   AND o.message_id = backup_jobs.id::text || '.' || backup_jobs.attempt::text)",
         )
         .bind(f64::from(seconds))
         .execute(&self.pool)

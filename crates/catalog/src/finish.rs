@@ -13,6 +13,7 @@ use strongroom_proto::receipt::{
 use strongroom_proto::{Attempt, BackupId, JobId, JobKind, JobStatus, Sha256Digest, TargetName};
 
 use crate::jobs::{attempt_column, bytes_column, column, notify_jobs, parsed};
+use crate::triggers::storable;
 use crate::{AuditEntry, Catalog, CatalogError, audit, outbox};
 
 /// A piece of SQL that several statements share; a macro, so that every statement stays a literal.
@@ -61,6 +62,15 @@ pub struct FinishedRestore {
     pub receipt: RestoreReceipt,
     /// The digest of its bytes.
     pub sha256: Sha256Digest,
+}
+
+/// On whose word an attempt ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    /// The worker that claimed it.
+    Worker,
+    /// Nobody's: the lease must have run out.
+    Nobody,
 }
 
 /// What the catalog knows of a job at its end.
@@ -147,7 +157,7 @@ impl Catalog {
         let failed = |e| CatalogError::new("finish a verification", e);
         let receipt = &done.receipt;
         let passed = receipt.integrity.validated;
-        let failures = failures(receipt);
+        let failures = storable(&failures(receipt));
         let mut tx = self.pool.begin().await.map_err(failed)?;
         let row = sqlx::query(concat!(
             "UPDATE backup_jobs SET status = CASE WHEN $3 THEN 'completed'::job_status ELSE 'failed' END,
@@ -289,33 +299,66 @@ impl Catalog {
         error: &str,
         delay: Duration,
     ) -> Result<Finish, CatalogError> {
-        self.give_back(id, attempt, Some(error), delay).await
+        self.give_back(id, attempt, Holder::Worker, Some(error), delay).await
     }
 
     /// Gives the job back because its worker shuts down; no attempt is spent.
     pub async fn interrupt(&self, id: JobId, attempt: Attempt) -> Result<Finish, CatalogError> {
-        self.give_back(id, attempt, None, Duration::ZERO).await
+        self.give_back(id, attempt, Holder::Worker, None, Duration::ZERO).await
+    }
+
+    /// Takes the job from a worker whose lease has run out, for another attempt. A lease renewed in the meantime is
+    /// left alone.
+    pub async fn expire(&self, id: JobId, attempt: Attempt, error: &str) -> Result<Finish, CatalogError> {
+        self.give_back(id, attempt, Holder::Nobody, Some(error), Duration::ZERO)
+            .await
+    }
+
+    /// Gives up a job whose worker's lease has run out.
+    pub async fn expire_and_fail(&self, id: JobId, attempt: Attempt, error: &str) -> Result<Finish, CatalogError> {
+        self.give_up(id, attempt, Holder::Nobody, error).await
     }
 
     async fn give_back(
         &self,
         id: JobId,
         attempt: Attempt,
+        holder: Holder,
         error: Option<&str>,
         delay: Duration,
     ) -> Result<Finish, CatalogError> {
         let failed = |e| CatalogError::new("give a job back", e);
+        let error = error.map(storable);
         let mut tx = self.pool.begin().await.map_err(failed)?;
+        // A job that somebody cancelled is not tried again.
+        let cancelled = sqlx::query(concat!(
+            "UPDATE backup_jobs SET status = 'cancelled', completed_at = now(), lease_expires_at = NULL, secret = NULL
+             WHERE id = $1 AND attempt = $2 AND status = 'running' AND cancel_requested
+               AND (NOT $3 OR lease_expires_at < now()) ",
+            returning!()
+        ))
+        .bind(id.as_uuid())
+        .bind(attempt_column(attempt))
+        .bind(holder == Holder::Nobody)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if let Some(row) = cancelled {
+            announce_cancelled(&mut tx, id, &ended(&row)?).await?;
+            tx.commit().await.map_err(failed)?;
+            return Ok(Finish::Accepted);
+        }
         let done = sqlx::query(
             "UPDATE backup_jobs SET status = 'pending', lease_expires_at = NULL, dispatched_at = NULL,
                  not_before = now() + make_interval(secs => $4), error = coalesce($3, error),
                  retry_count = retry_count + CASE WHEN $3::text IS NULL THEN 0 ELSE 1 END
-             WHERE id = $1 AND attempt = $2 AND status = 'running'",
+             WHERE id = $1 AND attempt = $2 AND status = 'running' AND (NOT $5 OR lease_expires_at < now())",
         )
         .bind(id.as_uuid())
         .bind(attempt_column(attempt))
-        .bind(error)
+        .bind(&error)
         .bind(delay.as_secs_f64())
+        .bind(holder == Holder::Nobody)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -329,17 +372,23 @@ impl Catalog {
 
     /// Gives the job up: a dead letter, an event and an alert say why.
     pub async fn fail(&self, id: JobId, attempt: Attempt, error: &str) -> Result<Finish, CatalogError> {
+        self.give_up(id, attempt, Holder::Worker, error).await
+    }
+
+    async fn give_up(&self, id: JobId, attempt: Attempt, holder: Holder, error: &str) -> Result<Finish, CatalogError> {
         let failed = |e| CatalogError::new("fail a job", e);
+        let error = &*storable(error);
         let mut tx = self.pool.begin().await.map_err(failed)?;
         let row = sqlx::query(concat!(
             "UPDATE backup_jobs SET status = 'failed', completed_at = now(), lease_expires_at = NULL, secret = NULL,
                  error = $3
-             WHERE id = $1 AND attempt = $2 AND status IN ('running', 'pending') ",
+             WHERE id = $1 AND attempt = $2 AND status = 'running' AND (NOT $4 OR lease_expires_at < now()) ",
             returning!()
         ))
         .bind(id.as_uuid())
         .bind(attempt_column(attempt))
         .bind(error)
+        .bind(holder == Holder::Nobody)
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed)?;

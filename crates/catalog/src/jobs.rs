@@ -163,42 +163,9 @@ impl Catalog {
     pub async fn create_jobs(&self, origin: &Origin, requests: &[JobRequest]) -> Result<CreateOutcome, CatalogError> {
         let failed = |e| CatalogError::new("create jobs", e);
         let mut tx = self.pool.begin().await.map_err(failed)?;
-        if let Some(trigger) = &origin.trigger {
-            let taken = sqlx::query(
-                "INSERT INTO triggers (id, subject, job_ids) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING",
-            )
-            .bind(trigger.as_str())
-            .bind(&origin.door)
-            .bind(requests.iter().map(|r| r.id.as_uuid()).collect::<Vec<_>>())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-            if taken.rows_affected() == 0 {
-                let ids: Vec<Uuid> = sqlx::query_scalar("SELECT job_ids FROM triggers WHERE id = $1")
-                    .bind(trigger.as_str())
-                    .fetch_one(&mut *tx)
-                    .await
-                    .map_err(failed)?;
-                return Ok(CreateOutcome::Repeated(ids.into_iter().map(JobId::from_uuid).collect()));
-            }
-        }
-        let mut created = Vec::with_capacity(requests.len());
-        for request in requests {
-            created.push(create_one(&mut tx, origin, request).await?);
-        }
-        if let Some(trigger) = &origin.trigger
-            && created.iter().any(|c| c.coalesced)
-        {
-            sqlx::query("UPDATE triggers SET job_ids = $2 WHERE id = $1")
-                .bind(trigger.as_str())
-                .bind(created.iter().map(|c| c.job_id.as_uuid()).collect::<Vec<_>>())
-                .execute(&mut *tx)
-                .await
-                .map_err(failed)?;
-        }
-        notify_jobs(&mut tx).await?;
+        let outcome = create_in(&mut tx, origin, requests).await?;
         tx.commit().await.map_err(failed)?;
-        Ok(CreateOutcome::Created(created))
+        Ok(outcome)
     }
 
     /// Claims an attempt for a worker: the lease begins and the job's start is announced. `None` when the attempt is
@@ -359,6 +326,54 @@ impl Catalog {
     }
 }
 
+/// Creates jobs as part of a transaction.
+pub(crate) async fn create_in(
+    connection: &mut PgConnection,
+    origin: &Origin,
+    requests: &[JobRequest],
+) -> Result<CreateOutcome, CatalogError> {
+    let failed = |e| CatalogError::new("create jobs", e);
+    let ids = |created: &[Created]| created.iter().map(|c| c.job_id.as_uuid()).collect::<Vec<_>>();
+    if let Some(trigger) = &origin.trigger {
+        let taken =
+            sqlx::query("INSERT INTO triggers (id, subject, job_ids) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING")
+                .bind(trigger.as_str())
+                .bind(&origin.door)
+                .bind(requests.iter().map(|r| r.id.as_uuid()).collect::<Vec<_>>())
+                .execute(&mut *connection)
+                .await
+                .map_err(failed)?;
+        if taken.rows_affected() == 0 {
+            let ids: Vec<Uuid> = sqlx::query_scalar("SELECT job_ids FROM triggers WHERE id = $1")
+                .bind(trigger.as_str())
+                .fetch_one(&mut *connection)
+                .await
+                .map_err(failed)?;
+            return Ok(CreateOutcome::Repeated(ids.into_iter().map(JobId::from_uuid).collect()));
+        }
+    }
+    // Two requests for the same targets in another order would wait for each other's rows.
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_by(|a, b| requests[*a].target.cmp(&requests[*b].target));
+    let mut created: Vec<Option<Created>> = vec![None; requests.len()];
+    for index in order {
+        created[index] = Some(create_one(connection, origin, &requests[index]).await?);
+    }
+    let created: Vec<Created> = created.into_iter().flatten().collect();
+    if let Some(trigger) = &origin.trigger
+        && created.iter().any(|c| c.coalesced)
+    {
+        sqlx::query("UPDATE triggers SET job_ids = $2 WHERE id = $1")
+            .bind(trigger.as_str())
+            .bind(ids(&created))
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
+    }
+    notify_jobs(connection).await?;
+    Ok(CreateOutcome::Created(created))
+}
+
 async fn create_one(
     connection: &mut PgConnection,
     origin: &Origin,
@@ -371,7 +386,11 @@ async fn create_one(
             let waiting: Option<Uuid> = sqlx::query_scalar(
                 "UPDATE backup_jobs SET
                      type = CASE WHEN $2 = 'full' THEN 'full'::backup_type ELSE type END,
-                     retention_until = greatest(retention_until, $3)
+                     -- Without an end is longest.
+                     retention_until = CASE WHEN retention_until IS NULL OR $3 IS NULL THEN NULL
+                         ELSE greatest(retention_until, $3) END,
+                     -- What the joining request knows better: a scenario may have moved.
+                     params = params || $4, metadata = metadata || jsonb_strip_nulls($5), pool = $6
                  WHERE target_identifier = $1 AND kind = 'backup' AND status = 'pending' AND started_at IS NULL
                    AND NOT cancel_requested
                  RETURNING id",
@@ -379,6 +398,9 @@ async fn create_one(
             .bind(request.target.as_str())
             .bind(request.backup_type.as_str())
             .bind(request.retention_until)
+            .bind(&request.params)
+            .bind(&request.metadata)
+            .bind(&request.pool)
             .fetch_optional(&mut *connection)
             .await
             .map_err(failed)?;
@@ -418,8 +440,10 @@ async fn create_one(
         .await
         .map_err(failed)?;
         if inserted.rows_affected() == 1 {
-            if request.kind == JobKind::Restore {
-                create_restore_row(connection, request).await?;
+            match request.kind {
+                JobKind::Backup => {}
+                JobKind::Restore => create_restore_row(connection, request).await?,
+                JobKind::Verify => note_verification_asked(connection, request).await?,
             }
             return Ok(Created {
                 job_id: request.id,
@@ -444,6 +468,15 @@ async fn create_restore_row(connection: &mut PgConnection, request: &JobRequest)
         .execute(connection)
         .await
         .map_err(|e| CatalogError::new("create a restore", e))?;
+    Ok(())
+}
+
+async fn note_verification_asked(connection: &mut PgConnection, request: &JobRequest) -> Result<(), CatalogError> {
+    sqlx::query("UPDATE backups SET verification_asked = true WHERE backup_id = $1 AND NOT verification_asked")
+        .bind(request.backup_id.as_str())
+        .execute(connection)
+        .await
+        .map_err(|e| CatalogError::new("note that a verification was asked for", e))?;
     Ok(())
 }
 

@@ -27,7 +27,7 @@ use sqlx::{ConnectOptions, PgPool};
 
 pub use audit::AuditEntry;
 pub use backups::{BackupFilter, OwedVerification};
-pub use dispatch::DispatchLimits;
+pub use dispatch::{DispatchLimits, Dispatched};
 pub use error::CatalogError;
 pub use finish::{Finish, FinishedBackup, FinishedRestore, FinishedVerification};
 pub use jobs::{ClaimedJob, CreateOutcome, Created, ExpiredLease, JobRequest, LeaseState, Origin};
@@ -50,7 +50,15 @@ impl Catalog {
         let options: PgConnectOptions = url
             .parse()
             .map_err(|source| CatalogError::new("parse the catalog's URL", source))?;
-        let options = options.application_name("strongroom").disable_statement_logging();
+        // A process that is paused or cut off inside a transaction must not hold its locks for hours.
+        let options = options
+            .application_name("strongroom")
+            .options([
+                ("idle_in_transaction_session_timeout", "30s"),
+                ("lock_timeout", "10s"),
+                ("tcp_user_timeout", "30s"),
+            ])
+            .disable_statement_logging();
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(Duration::from_secs(10))

@@ -5,9 +5,8 @@ use sqlx::postgres::PgListener;
 use crate::{Catalog, CatalogError};
 
 pub(crate) const JOBS_CHANNEL: &str = "strongroom_jobs";
-pub(crate) const OUTBOX_CHANNEL: &str = "strongroom_outbox";
 
-/// Wakes its holder when jobs or the outbox changed.
+/// Wakes its holder when jobs were created or ended.
 pub struct Listener(PgListener);
 
 impl Catalog {
@@ -15,10 +14,7 @@ impl Catalog {
     pub async fn listen(&self) -> Result<Listener, CatalogError> {
         let failed = |e| CatalogError::new("listen to the catalog", e);
         let mut listener = PgListener::connect_with(&self.pool).await.map_err(failed)?;
-        listener
-            .listen_all([JOBS_CHANNEL, OUTBOX_CHANNEL])
-            .await
-            .map_err(failed)?;
+        listener.listen(JOBS_CHANNEL).await.map_err(failed)?;
         Ok(Listener(listener))
     }
 }
@@ -30,6 +26,8 @@ impl Listener {
             .recv()
             .await
             .map_err(|e| CatalogError::new("wait for a change in the catalog", e))?;
+        // However many came together, they are one reason to look.
+        while self.0.next_buffered().is_some() {}
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use sqlx::{PgConnection, Row};
 use strongroom_proto::events::Fact;
 use strongroom_proto::work::WorkMessage;
 
-use crate::{Catalog, CatalogError, listen};
+use crate::{Catalog, CatalogError};
 
 /// One message that waits to be published.
 #[derive(Debug, Clone)]
@@ -83,14 +83,15 @@ impl Catalog {
         Ok(done.rows_affected())
     }
 
-    /// Publishes a fact that no job change carries.
-    pub async fn publish_fact(&self, message_id: &str, fact: &Fact) -> Result<(), CatalogError> {
-        let mut connection = self
-            .pool
-            .acquire()
+    /// Has facts published again that were sent before `since`, the birth of the stream that is to hold them: an older
+    /// one is gone with what it held. Their ids are the same, so a repetition is recognised.
+    pub async fn resend_facts(&self, since: DateTime<Utc>) -> Result<u64, CatalogError> {
+        let done = sqlx::query("UPDATE outbox SET sent_at = NULL WHERE sent_at < $1 AND subject NOT LIKE 'work.%'")
+            .bind(since)
+            .execute(&self.pool)
             .await
-            .map_err(|e| CatalogError::new("write the outbox", e))?;
-        put_fact(&mut connection, message_id, fact, None).await
+            .map_err(|e| CatalogError::new("resend facts", e))?;
+        Ok(done.rows_affected())
     }
 }
 
@@ -101,43 +102,41 @@ pub(crate) async fn put_fact(
     traceparent: Option<&str>,
 ) -> Result<(), CatalogError> {
     let body = serde_json::to_value(fact).map_err(|e| CatalogError::decode("outbox.body", e))?;
-    put(connection, message_id, fact.subject(), &body, traceparent).await
+    sqlx::query(
+        "INSERT INTO outbox (message_id, subject, body, traceparent) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (message_id) DO NOTHING",
+    )
+    .bind(message_id)
+    .bind(fact.subject())
+    .bind(&body)
+    .bind(traceparent)
+    .execute(connection)
+    .await
+    .map_err(|e| CatalogError::new("write the outbox", e))?;
+    Ok(())
 }
 
 pub(crate) async fn put_work(
     connection: &mut PgConnection,
-    subject: &str,
-    work: &WorkMessage,
+    work: &[(String, WorkMessage)],
 ) -> Result<(), CatalogError> {
-    let body = serde_json::to_value(work).map_err(|e| CatalogError::decode("outbox.body", e))?;
-    put(
-        connection,
-        &work.message_id(),
-        subject,
-        &body,
-        work.traceparent.as_deref(),
-    )
-    .await
-}
-
-async fn put(
-    connection: &mut PgConnection,
-    message_id: &str,
-    subject: &str,
-    body: &serde_json::Value,
-    traceparent: Option<&str>,
-) -> Result<(), CatalogError> {
+    let bodies = work
+        .iter()
+        .map(|(_, message)| serde_json::to_value(message))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| CatalogError::decode("outbox.body", e))?;
     sqlx::query(
-        "WITH put AS (
-            INSERT INTO outbox (message_id, subject, body, traceparent) VALUES ($1, $2, $3, $4)
-            ON CONFLICT (message_id) DO NOTHING RETURNING 1)
-         SELECT pg_notify($5, '') FROM put",
+        "INSERT INTO outbox (message_id, subject, body, traceparent)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::text[]) ON CONFLICT (message_id) DO NOTHING",
     )
-    .bind(message_id)
-    .bind(subject)
-    .bind(body)
-    .bind(traceparent)
-    .bind(listen::OUTBOX_CHANNEL)
+    .bind(work.iter().map(|(_, message)| message.message_id()).collect::<Vec<_>>())
+    .bind(work.iter().map(|(subject, _)| subject.clone()).collect::<Vec<_>>())
+    .bind(bodies)
+    .bind(
+        work.iter()
+            .map(|(_, message)| message.traceparent.clone())
+            .collect::<Vec<_>>(),
+    )
     .execute(connection)
     .await
     .map_err(|e| CatalogError::new("write the outbox", e))?;

@@ -6,8 +6,8 @@ use sqlx::postgres::PgRow;
 use strongroom_proto::ScheduleId;
 use strongroom_proto::api::{ScheduleSpec, ScheduleView};
 
-use crate::jobs::{column, parsed};
-use crate::{AuditEntry, Catalog, CatalogError, audit};
+use crate::jobs::{self, column, parsed};
+use crate::{AuditEntry, Catalog, CatalogError, CreateOutcome, JobRequest, Origin, audit};
 
 /// A piece of SQL that several statements share; a macro, so that every statement stays a literal.
 macro_rules! select_schedule {
@@ -157,6 +157,27 @@ impl Catalog {
         rows.iter().map(schedule_view).collect()
     }
 
+    /// Moves a schedule's next run on and creates the jobs of the due instant, both or neither. `None` when another
+    /// coordinator did, or the schedule was changed.
+    pub async fn fire_schedule(
+        &self,
+        id: ScheduleId,
+        from: DateTime<Utc>,
+        to: Option<DateTime<Utc>>,
+        fired: DateTime<Utc>,
+        origin: &Origin,
+        requests: &[JobRequest],
+    ) -> Result<Option<CreateOutcome>, CatalogError> {
+        let failed = |e| CatalogError::new("fire a schedule", e);
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        if !advance(&mut tx, id, from, to, Some(fired)).await? {
+            return Ok(None);
+        }
+        let outcome = jobs::create_in(&mut tx, origin, requests).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Some(outcome))
+    }
+
     /// Moves a schedule's next run on; `false` when another coordinator did, or the schedule was changed.
     pub async fn advance_schedule(
         &self,
@@ -165,19 +186,34 @@ impl Catalog {
         to: Option<DateTime<Utc>>,
         fired: Option<DateTime<Utc>>,
     ) -> Result<bool, CatalogError> {
-        let done = sqlx::query(
-            "UPDATE backup_schedules SET next_run = $3, last_run = coalesce($4, last_run)
-             WHERE id = $1 AND next_run = $2 AND enabled",
-        )
-        .bind(id.as_uuid())
-        .bind(from)
-        .bind(to)
-        .bind(fired)
-        .execute(&self.pool)
-        .await
-        .map_err(|e| CatalogError::new("advance a schedule", e))?;
-        Ok(done.rows_affected() == 1)
+        let mut connection = self
+            .pool
+            .acquire()
+            .await
+            .map_err(|e| CatalogError::new("advance a schedule", e))?;
+        advance(&mut connection, id, from, to, fired).await
     }
+}
+
+async fn advance(
+    connection: &mut sqlx::PgConnection,
+    id: ScheduleId,
+    from: DateTime<Utc>,
+    to: Option<DateTime<Utc>>,
+    fired: Option<DateTime<Utc>>,
+) -> Result<bool, CatalogError> {
+    let done = sqlx::query(
+        "UPDATE backup_schedules SET next_run = $3, last_run = coalesce($4, last_run)
+         WHERE id = $1 AND next_run = $2 AND enabled",
+    )
+    .bind(id.as_uuid())
+    .bind(from)
+    .bind(to)
+    .bind(fired)
+    .execute(connection)
+    .await
+    .map_err(|e| CatalogError::new("advance a schedule", e))?;
+    Ok(done.rows_affected() == 1)
 }
 
 async fn write_audit(

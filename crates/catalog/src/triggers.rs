@@ -5,6 +5,9 @@ use strongroom_proto::events::{Alert, Fact};
 
 use crate::{Catalog, CatalogError, outbox};
 
+/// The longest reason or error that is kept.
+const ERROR_CHARACTERS: usize = 16_000;
+
 impl Catalog {
     /// Writes down that a trigger was refused, and announces it; its repetitions are refused in silence.
     pub async fn refuse_trigger(
@@ -15,13 +18,14 @@ impl Catalog {
         payload: &[u8],
     ) -> Result<(), CatalogError> {
         let failed = |e| CatalogError::new("refuse a trigger", e);
+        let reason = &storable(reason);
         let mut tx = self.pool.begin().await.map_err(failed)?;
         let new = sqlx::query(
             "INSERT INTO triggers (id, subject, job_ids, refusal) VALUES ($1, $2, '{}', $3) ON CONFLICT (id) DO NOTHING",
         )
         .bind(id.as_str())
         .bind(subject)
-        .bind(reason)
+        .bind(reason.as_str())
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -43,7 +47,7 @@ impl Catalog {
         )
         .bind(subject)
         .bind(id.as_str())
-        .bind(reason)
+        .bind(reason.as_str())
         .bind(without_nul(payload))
         .execute(&mut *tx)
         .await
@@ -58,6 +62,11 @@ impl Catalog {
         tx.commit().await.map_err(failed)?;
         Ok(())
     }
+}
+
+/// Reasons repeat what came from outside: no NUL, which Postgres does not store, and not without bound.
+pub(crate) fn storable(text: &str) -> String {
+    text.chars().filter(|c| *c != '\0').take(ERROR_CHARACTERS).collect()
 }
 
 /// jsonb holds no NUL character.

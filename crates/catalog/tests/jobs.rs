@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use strongroom_catalog::{
-    Catalog, CreateOutcome, DispatchLimits, Finish, FinishedBackup, JobRequest, LeaseState, Origin,
+    Catalog, CreateOutcome, DispatchLimits, Dispatched, Finish, FinishedBackup, JobRequest, LeaseState, Origin,
 };
 use strongroom_proto::receipt::{
     BACKUP_RECEIPT_SCHEMA, BackupReceipt, InitiatedBy, Integrity, Method, Operator, ReceiptStatus, SourceFacts, Totals,
@@ -159,11 +159,15 @@ async fn a_target_that_waits_takes_further_requests_in() {
     assert_ne!(create(&catalog, Some("3"), &backup("users")).await, first);
 
     // Once it has begun, a request may be about what changed since: it gets a job of its own, which waits for its turn.
-    assert_eq!(catalog.dispatch(WIDE).await.unwrap(), 2);
+    assert_eq!(catalog.dispatch(WIDE).await.unwrap(), Dispatched::Jobs(2));
     catalog.claim(first, Attempt::FIRST, "w", 30).await.unwrap().unwrap();
     let second = create(&catalog, Some("4"), &backup("orders")).await;
     assert_ne!(second, first);
-    assert_eq!(catalog.dispatch(WIDE).await.unwrap(), 0, "one job a target at a time");
+    assert_eq!(
+        catalog.dispatch(WIDE).await.unwrap(),
+        Dispatched::Jobs(0),
+        "one job a target at a time"
+    );
 }
 
 #[tokio::test]
@@ -215,10 +219,7 @@ async fn a_stale_attempt_cannot_commit_and_the_current_one_can() {
     let lost = catalog.expired_leases().await.unwrap();
     assert_eq!((lost[0].id, lost[0].attempt), (id, Attempt::FIRST));
     assert_eq!(
-        catalog
-            .retry(id, Attempt::FIRST, "lease", Duration::ZERO)
-            .await
-            .unwrap(),
+        catalog.expire(id, Attempt::FIRST, "lease").await.unwrap(),
         Finish::Accepted
     );
     catalog.dispatch(WIDE).await.unwrap();
@@ -275,8 +276,8 @@ async fn limits_hold_and_the_oldest_goes_first() {
         per_target: 1,
         per_pool: 4,
     };
-    assert_eq!(catalog.dispatch(limits).await.unwrap(), 4);
-    assert_eq!(catalog.dispatch(limits).await.unwrap(), 0);
+    assert_eq!(catalog.dispatch(limits).await.unwrap(), Dispatched::Jobs(4));
+    assert_eq!(catalog.dispatch(limits).await.unwrap(), Dispatched::Jobs(0));
     let messages: Vec<String> = sent(&catalog).await.into_iter().map(|(_, id)| id).collect();
     let expected: Vec<String> = ids[..4].iter().map(|id| format!("{id}.1")).collect();
     assert_eq!(messages, expected);
@@ -331,6 +332,11 @@ async fn the_secret_of_a_restore_is_gone_when_its_job_ends() {
     let id = create(&catalog, None, &request).await;
     catalog.dispatch(WIDE).await.unwrap();
     let job = catalog.claim(id, Attempt::FIRST, "w", 30).await.unwrap().unwrap();
+    assert_eq!(
+        catalog.expire(id, Attempt::FIRST, "x").await.unwrap(),
+        Finish::Stale,
+        "its lease holds"
+    );
     assert!(job.secret.as_deref().unwrap().contains("hunter2"));
     assert!(!format!("{job:?}").contains("hunter2"));
     catalog.fail(id, Attempt::FIRST, "destination not empty").await.unwrap();
@@ -351,7 +357,7 @@ async fn work_messages_the_queue_lost_are_sent_as_another_attempt() {
     assert_eq!(catalog.unclaimed(0).await.unwrap(), 1);
     assert_eq!(catalog.unclaimed(60).await.unwrap(), 0);
     assert_eq!(catalog.take_back_unclaimed(0).await.unwrap(), 1);
-    assert_eq!(catalog.dispatch(WIDE).await.unwrap(), 1);
+    assert_eq!(catalog.dispatch(WIDE).await.unwrap(), Dispatched::Jobs(1));
     assert!(catalog.claim(id, Attempt::FIRST, "late", 30).await.unwrap().is_none());
     assert!(catalog.claim(id, Attempt::new(2), "w", 30).await.unwrap().is_some());
 }
@@ -468,4 +474,71 @@ async fn the_catalog_allows_the_transitions_of_the_lifecycle_and_no_others() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_cancelled_job_whose_attempt_is_given_back_ends_and_lets_others_run() {
+    let server = Postgres::start().unwrap();
+    let catalog = catalog(&server).await;
+    let id = create(&catalog, None, &backup("orders")).await;
+    catalog.dispatch(WIDE).await.unwrap();
+    catalog.claim(id, Attempt::FIRST, "w", 30).await.unwrap().unwrap();
+    assert!(catalog.request_cancel(id, "tester").await.unwrap());
+    assert_eq!(
+        catalog.renew(id, Attempt::FIRST, 30, 0, None).await.unwrap(),
+        LeaseState::CancelRequested
+    );
+    assert_eq!(catalog.interrupt(id, Attempt::FIRST).await.unwrap(), Finish::Accepted);
+    assert_eq!(catalog.job(id).await.unwrap().unwrap().status, JobStatus::Cancelled);
+    create(&catalog, None, &backup("orders")).await;
+    assert_eq!(catalog.dispatch(WIDE).await.unwrap(), Dispatched::Jobs(1));
+}
+
+#[tokio::test]
+async fn a_request_that_joins_brings_what_it_knows_better_and_keeps_the_longest_retention() {
+    let server = Postgres::start().unwrap();
+    let catalog = catalog(&server).await;
+    let soon = Utc::now() + chrono::Duration::days(1);
+    let kept = JobRequest {
+        params: serde_json::json!({ "path": "/srv/rel-41" }),
+        ..backup("scenario/checkout")
+    };
+    let short = JobRequest {
+        params: serde_json::json!({ "path": "/srv/rel-42" }),
+        retention_until: Some(soon),
+        ..backup("scenario/checkout")
+    };
+    let id = create(&catalog, None, &kept).await;
+    assert_eq!(create(&catalog, None, &short).await, id);
+    assert_eq!(
+        catalog.job(id).await.unwrap().unwrap().retention_until,
+        None,
+        "kept without end stays so"
+    );
+    catalog.dispatch(WIDE).await.unwrap();
+    let job = catalog.claim(id, Attempt::FIRST, "w", 30).await.unwrap().unwrap();
+    assert_eq!(job.params["path"], "/srv/rel-42");
+}
+
+#[tokio::test]
+async fn a_trigger_with_an_odd_identity_is_refused_once_and_for_all() {
+    let server = Postgres::start().unwrap();
+    let catalog = catalog(&server).await;
+    for id in ["a\nb", "nul \0", &"x".repeat(9000)] {
+        let trigger = TriggerId::of_event("/odd", id);
+        for _ in 0..2 {
+            catalog
+                .refuse_trigger(&trigger, "backup.request", "unknown \0 target", b"{\"a\":\"\\u0000\"}")
+                .await
+                .unwrap();
+        }
+    }
+    assert_eq!(
+        server
+            .psql("catalog", "SELECT count(*) FROM dead_letters")
+            .unwrap()
+            .trim(),
+        "3"
+    );
+    assert_eq!(sent(&catalog).await.len(), 3);
 }

@@ -72,6 +72,10 @@ impl Relay {
 
     async fn drain(&self) -> Result<(), String> {
         loop {
+            // Without a connection the messages, and their rows' locks, would wait for nothing.
+            if !self.bus.is_connected() {
+                return Err("NATS is not connected".to_owned());
+            }
             let mut refused = None;
             let sent = self
                 .catalog

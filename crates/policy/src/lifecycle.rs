@@ -67,7 +67,7 @@ pub const fn next(status: JobStatus, event: JobEvent) -> Result<JobStatus, Illeg
         (S::Pending, E::Claimed) => Ok(S::Running),
         (S::Running, E::Finished) => Ok(S::Completed),
         (S::Running, E::AttemptLost | E::Interrupted) => Ok(S::Pending),
-        (S::Pending | S::Running, E::GaveUp) => Ok(S::Failed),
+        (S::Running, E::GaveUp) => Ok(S::Failed),
         (S::Pending | S::Running, E::Cancelled) => Ok(S::Cancelled),
         (status, event) => Err(IllegalTransition { status, event }),
     }

@@ -6,7 +6,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use strongroom_proto::receipt::{BackupReceipt, RestoreReceipt, VerificationReceipt};
-use strongroom_proto::{BackupId, Sha256Digest};
+use strongroom_proto::{BackupId, JobId, Sha256Digest};
 
 use crate::error::{CommitError, ReadError};
 use crate::layout;
@@ -179,6 +179,39 @@ impl Vault {
             sha256: sha256(&bytes),
             bytes: bytes.into(),
         }))
+    }
+
+    /// The evidence of one verification with the digest of its bytes, where it is there.
+    pub async fn verification(
+        &self,
+        id: &BackupId,
+        job: JobId,
+    ) -> Result<Option<(VerificationReceipt, Sha256Digest)>, ReadError> {
+        let signature = |receipt: &VerificationReceipt| layout::verification_signature(id, job, receipt.attempt);
+        self.evidence(&layout::verification(id, job), signature).await
+    }
+
+    /// The evidence of one restore with the digest of its bytes, where it is there.
+    pub async fn restore(
+        &self,
+        id: &BackupId,
+        job: JobId,
+    ) -> Result<Option<(RestoreReceipt, Sha256Digest)>, ReadError> {
+        let signature = |receipt: &RestoreReceipt| layout::restore_signature(id, job, receipt.attempt);
+        self.evidence(&layout::restore(id, job), signature).await
+    }
+
+    async fn evidence<R: DeserializeOwned>(
+        &self,
+        object: &str,
+        signature: impl FnOnce(&R) -> String,
+    ) -> Result<Option<(R, Sha256Digest)>, ReadError> {
+        let Some(bytes) = self.get_document("read a receipt", object).await? else {
+            return Ok(None);
+        };
+        let receipt: R = serde_json::from_slice(&bytes).map_err(|source| ReadError::malformed(object, source))?;
+        self.check_signature(object, &bytes, &signature(&receipt)).await?;
+        Ok(Some((receipt, sha256(&bytes))))
     }
 
     /// The evidence of all verifications of a backup, in the order of their completion.

@@ -24,6 +24,10 @@ use tracing::Instrument;
 
 /// How long running jobs may go on after a shutdown was asked for, before they are interrupted.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long one renewal of a lease, or one sign of life to NATS, may take.
+const RENEWAL: Duration = Duration::from_secs(2);
+/// How long after the interruption a handler may take to return, before its job is given back without it.
+const INTERRUPTION: Duration = Duration::from_secs(5);
 /// How long an attempt's end is offered to a catalog that does not answer.
 const FINISH_PATIENCE: Duration = Duration::from_secs(600);
 /// The message of an attempt is delivered again when nobody has claimed or acknowledged it for so long.
@@ -246,12 +250,21 @@ impl<H: JobHandler> Worker<H> {
             .instrument(span)
         });
 
-        let outcome = tokio::spawn({
+        let handling = tokio::spawn({
             let (worker, job, context) = (self.clone(), job.clone(), context.clone());
             async move { worker.handler.handle(job, context).await }.instrument(tracing::Span::current())
-        })
-        .await
-        .unwrap_or_else(|panic| Outcome::Retry(format!("the worker panicked: {}", panic_text(panic))));
+        });
+        // What blocks in a tool that prints nothing does not see that it must stop. At a shutdown the process ends with
+        // it, and the tool with the process.
+        let abandoned = async {
+            self.interrupt.cancelled().await;
+            tokio::time::sleep(INTERRUPTION).await;
+        };
+        let outcome = tokio::select! {
+            handled = handling => handled
+                .unwrap_or_else(|panic| Outcome::Retry(format!("the worker panicked: {}", panic_text(panic)))),
+            () = abandoned => Outcome::Stopped,
+        };
 
         let reason = *reason_rx.borrow();
         self.finish(&job, outcome, reason).await;
@@ -283,19 +296,25 @@ impl<H: JobHandler> Worker<H> {
                 () = self.interrupt.cancelled(), if !context.stop.is_cancelled() => stop(StopReason::Shutdown),
                 () = tokio::time::sleep(every) => {}
             }
-            delivery.in_progress().await;
             let (done, total) = context.progress.read();
-            match self
+            let renewal = self
                 .catalog
-                .renew(job.id, job.attempt, self.options.lease_seconds, done, total)
-                .await
-            {
+                .renew(job.id, job.attempt, self.options.lease_seconds, done, total);
+            let Ok(renewed) = tokio::time::timeout(RENEWAL, renewal).await else {
+                tracing::info!("lease not renewed in time, trying again");
+                continue;
+            };
+            match renewed {
                 Ok(LeaseState::Held) => {}
                 Ok(LeaseState::CancelRequested) => stop(StopReason::Cancelled),
                 Ok(LeaseState::Lost) if finished.is_cancelled() => return,
                 Ok(LeaseState::Lost) => stop(StopReason::LeaseLost),
                 // Nobody else can take the job while the catalog is away; the work goes on.
                 Err(error) => tracing::info!(error = %one_line(&error), "lease not renewed, trying again"),
+            }
+            // While NATS is away the client's queue may be full: this must not keep the lease from being renewed.
+            if tokio::time::timeout(RENEWAL, delivery.in_progress()).await.is_err() {
+                tracing::debug!("no sign of life sent to NATS");
             }
         }
     }
@@ -318,7 +337,11 @@ impl<H: JobHandler> Worker<H> {
                     tracing::info!(outcome = what, "another attempt has the job; this one changed nothing");
                     return;
                 }
-                Err(error) if error.is_retryable() && tokio::time::Instant::now() < deadline => {
+                Err(error)
+                    if error.is_retryable()
+                        && tokio::time::Instant::now() < deadline
+                        && !self.interrupt.is_cancelled() =>
+                {
                     tracing::info!(error = %one_line(&error), "outcome not committed, trying again");
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }

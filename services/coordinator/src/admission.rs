@@ -12,6 +12,9 @@ use crate::Coordinator;
 /// The pool whose workers verify: they need the vault and scratch space, not the target.
 const VERIFY_POOL: &str = "default";
 
+/// The longest retention, a hundred years.
+const RETENTION_DAYS_MAX: u32 = 36_500;
+
 /// A request that comes to no job.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
@@ -32,12 +35,17 @@ pub(crate) enum Refusal {
 impl Coordinator {
     /// Creates the jobs that a trigger asks for, and sees to their dispatch.
     pub(crate) async fn admit(&self, ask: &Ask, origin: &Origin) -> Result<CreateOutcome, Refusal> {
-        let requests = match ask {
-            Ask::Backup(ask) => self.backups(ask)?,
-            Ask::Scenario(ask) => vec![self.scenario(ask)?],
-            Ask::Schema(ask) => self.schema(ask)?,
-        };
+        let requests = self.requests(ask)?;
         self.create(origin, &requests).await
+    }
+
+    /// The jobs that a trigger asks for.
+    pub(crate) fn requests(&self, ask: &Ask) -> Result<Vec<JobRequest>, Refusal> {
+        match ask {
+            Ask::Backup(ask) => self.backups(ask),
+            Ask::Scenario(ask) => Ok(vec![self.scenario(ask)?]),
+            Ask::Schema(ask) => self.schema(ask),
+        }
     }
 
     /// Creates jobs and sees to their dispatch.
@@ -52,11 +60,7 @@ impl Coordinator {
         let kinds: Vec<(TargetName, TargetKind)> =
             known.iter().map(|(name, target)| (name.clone(), target.kind)).collect();
         let names = selector::select(&kinds, &ask.targets)?;
-        if ask.retention_days == Some(0) {
-            return Err(Refusal::Invalid(
-                "retention_days is 0: give at least 1, or leave it out to keep the backup".into(),
-            ));
-        }
+        check_retention(ask.retention_days)?;
         let now = Utc::now();
         let metadata = serde_json::json!({ "description": ask.description, "git": ask.git });
         Ok(names
@@ -246,6 +250,16 @@ impl Coordinator {
             )
         };
         Ok((request, backup))
+    }
+}
+
+/// Refuses a retention that is none, or reaches past any calendar.
+pub(crate) fn check_retention(days: Option<u32>) -> Result<(), Refusal> {
+    match days {
+        Some(days) if !(1..=RETENTION_DAYS_MAX).contains(&days) => Err(Refusal::Invalid(format!(
+            "retention_days is {days}: give 1 to {RETENTION_DAYS_MAX}, or leave it out to keep the backup"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
-use strongroom_catalog::DispatchLimits;
+use strongroom_catalog::{DispatchLimits, Dispatched};
 use strongroom_runtime::entry::one_line;
 use tokio_util::sync::CancellationToken;
 
 use crate::Coordinator;
 
+/// The pause before the lock of another coordinator's dispatcher is tried again.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// The pause before a catalog that is away is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -25,8 +27,12 @@ pub(crate) async fn run(coordinator: &Coordinator, stop: &CancellationToken) {
             listener = coordinator.catalog.listen().await.ok();
         }
         match coordinator.catalog.dispatch(limits).await {
-            Ok(0) => {}
-            Ok(_) => {
+            Ok(Dispatched::Jobs(0)) => {}
+            Ok(Dispatched::Busy) => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+                continue;
+            }
+            Ok(Dispatched::Jobs(_)) => {
                 coordinator.relay.kick();
                 // One batch may not have been all.
                 continue;

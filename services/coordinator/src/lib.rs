@@ -13,6 +13,7 @@ mod schedules;
 mod triggers;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use strongroom_bus::{Bus, BusConfig};
@@ -77,13 +78,15 @@ pub async fn run(
     tracing::info!(api = %listener.local_addr()?, "coordinator ready");
 
     let tasks = TaskTracker::new();
+    let broken = Arc::new(AtomicBool::new(false));
     let spawn = |name: &'static str, task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
-        let shutdown = shutdown.clone();
+        let (shutdown, broken) = (shutdown.clone(), broken.clone());
         tasks.spawn(async move {
             // A loop that ends early, by a bug or a panic, must not leave half a coordinator behind.
             let ended = tokio::spawn(task).await;
             if ended.is_err() || !shutdown.is_cancelled() {
                 tracing::error!(part = name, "a part of the coordinator ended; stopping");
+                broken.store(true, Ordering::Relaxed);
                 shutdown.cancel();
             }
         });
@@ -109,5 +112,9 @@ pub async fn run(
     shutdown.cancelled().await;
     tasks.close();
     tasks.wait().await;
+    anyhow::ensure!(
+        !broken.load(Ordering::Relaxed),
+        "a part of the coordinator ended by itself"
+    );
     Ok(())
 }

@@ -16,6 +16,8 @@ use crate::admission::Refusal;
 
 /// An attempt that nobody claimed for so long may have lost its message.
 const UNCLAIMED_SECONDS: u32 = 20;
+/// And for so long, whatever the queue holds.
+const UNCLAIMED_LONG_SECONDS: u32 = 900;
 /// Sent messages are forgotten after so many days.
 const OUTBOX_DAYS: i32 = 7;
 /// Changes are gathered for so long before they are looked at.
@@ -28,7 +30,8 @@ pub(crate) async fn run(coordinator: &Coordinator, stop: &CancellationToken) {
     let interval = Duration::from_secs(u64::from(config.coordinator.reconcile_seconds.max(1)));
     let lease = Duration::from_secs(u64::from(config.worker.lease_seconds));
     // Workers could not renew while the catalog was away; their leases are not held against them at once.
-    let mut leases_count_from = Instant::now();
+    let grace = lease.min(Duration::from_secs(10)) + interval;
+    let mut leases_count_from = Instant::now() + grace;
     let mut trim_next = Instant::now();
     loop {
         let trim = Instant::now() >= trim_next;
@@ -37,7 +40,7 @@ pub(crate) async fn run(coordinator: &Coordinator, stop: &CancellationToken) {
             Ok(()) => {}
             Err(error) => {
                 tracing::info!(error = %one_line(&error), "reconciliation waits");
-                leases_count_from = Instant::now() + lease.min(Duration::from_secs(10)) + interval;
+                leases_count_from = Instant::now() + grace;
             }
         }
         let next = Instant::now() + interval;
@@ -63,6 +66,7 @@ async fn scan(coordinator: &Coordinator, leases: bool, trim: bool) -> Result<(),
         expire_leases(coordinator).await?;
     }
     find_lost_messages(coordinator).await?;
+    refill_facts(coordinator).await?;
     if coordinator.loaded.config.coordinator.verify_after_backup {
         ask_for_verifications(coordinator).await?;
     }
@@ -85,16 +89,11 @@ async fn expire_leases(coordinator: &Coordinator) -> Result<(), CatalogError> {
         tracing::warn!(job = %lost.id, attempt = %lost.attempt, worker = lost.worker, "lease expired");
         // The death of a worker says nothing about the job: the next attempt need not wait.
         match retry::decide(&rules, Attempt::new(lost.retry_count + 1), true) {
-            RetryDecision::Retry { .. } => {
-                coordinator
-                    .catalog
-                    .retry(lost.id, lost.attempt, &error, Duration::ZERO)
-                    .await?
-            }
+            RetryDecision::Retry { .. } => coordinator.catalog.expire(lost.id, lost.attempt, &error).await?,
             RetryDecision::GiveUp { reason } => {
                 coordinator
                     .catalog
-                    .fail(lost.id, lost.attempt, &format!("{error} ({reason})"))
+                    .expire_and_fail(lost.id, lost.attempt, &format!("{error} ({reason})"))
                     .await?
             }
         };
@@ -103,22 +102,39 @@ async fn expire_leases(coordinator: &Coordinator) -> Result<(), CatalogError> {
 }
 
 /// Messages that the queue has lost, with its disk or by somebody's hand: more attempts wait for a claim than the queue
-/// holds messages.
+/// holds messages beside those of running jobs. What hides behind stale messages is found when it has waited for long.
 async fn find_lost_messages(coordinator: &Coordinator) -> Result<(), CatalogError> {
-    let waiting = coordinator.catalog.unclaimed(UNCLAIMED_SECONDS).await?;
+    let catalog = &coordinator.catalog;
+    let waiting = catalog.unclaimed(UNCLAIMED_SECONDS).await?;
     if waiting == 0 {
         return Ok(());
     }
-    if let Some(queued) = coordinator.bus.queued_work().await
-        && queued < waiting
-    {
-        let taken = coordinator.catalog.take_back_unclaimed(UNCLAIMED_SECONDS).await?;
-        tracing::warn!(
-            waiting,
-            queued,
-            taken,
-            "the work queue has lost messages; sending them again"
-        );
+    let Some(queued) = coordinator.bus.queued_work().await else {
+        return Ok(());
+    };
+    let unheard = queued.saturating_sub(catalog.running().await?);
+    let patience = if unheard < waiting {
+        UNCLAIMED_SECONDS
+    } else {
+        UNCLAIMED_LONG_SECONDS
+    };
+    let taken = catalog.take_back_unclaimed(patience).await?;
+    if taken > 0 {
+        tracing::warn!(waiting, queued, taken, "attempts were not claimed; sending them again");
+    }
+    Ok(())
+}
+
+/// Facts that a stream held which is gone: the present one is younger than what was sent.
+async fn refill_facts(coordinator: &Coordinator) -> Result<(), CatalogError> {
+    if let Some(born) = coordinator.bus.facts_since().await {
+        let again = coordinator.catalog.resend_facts(born).await?;
+        if again > 0 {
+            tracing::warn!(
+                again,
+                "the stream of facts was made anew; publishing again what it held"
+            );
+        }
     }
     Ok(())
 }

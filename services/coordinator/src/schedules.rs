@@ -1,7 +1,7 @@
 //! Schedules: what is due becomes jobs, once, whatever number of coordinators look at the clock.
 //!
-//! A due instant is a trigger with an identity of its own (`schedule/<id>#<instant>`), so firing it twice makes jobs
-//! once; moving the schedule on to its next instant is compare-and-set.
+//! Moving a schedule on to its next instant is compare-and-set, in one transaction with the jobs of the instant that is
+//! due; and the due instant is a trigger with an identity of its own, so that it makes jobs once.
 
 use std::time::Duration;
 
@@ -16,7 +16,6 @@ use strongroom_runtime::entry::one_line;
 use tokio_util::sync::CancellationToken;
 
 use crate::Coordinator;
-use crate::admission::Refusal;
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -39,61 +38,50 @@ pub(crate) fn next_run(spec: &ScheduleSpec) -> Result<Option<chrono::DateTime<Ut
 }
 
 async fn fire_due(coordinator: &Coordinator) -> Result<(), strongroom_catalog::CatalogError> {
-    let now = Utc::now();
-    for view in coordinator.catalog.due_schedules(now).await? {
-        let Some(due) = view.next_run else { continue };
-        let parsed = match Schedule::parse(&view.spec.cron_expression, &view.spec.timezone) {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                // It was valid when it was made; the time zone database may have changed since.
-                tracing::error!(schedule = view.spec.name, error = %one_line(&error), "schedule cannot be read; it does not fire");
-                continue;
+    for view in coordinator.catalog.due_schedules(Utc::now()).await? {
+        // One schedule that cannot be served must not keep the others waiting.
+        if let Err(error) = serve(coordinator, &view).await {
+            if error.is_retryable() {
+                return Err(error);
             }
-        };
-        let plan = schedule::plan(
-            due,
-            now,
-            &parsed,
-            schedule::DueRules {
-                catch_up: view.spec.catch_up,
-                jitter: schedule::jitter(view.id, view.spec.jitter_seconds),
-            },
-        );
-        if plan.next_due == Some(due) {
-            continue;
+            tracing::error!(schedule = view.spec.name, error = %one_line(&error), "schedule not served");
         }
-        if let Some(instant) = plan.fire
-            && let Err(refusal) = fire(coordinator, &view, instant).await
-        {
-            match refusal {
-                Refusal::Catalog(error) => return Err(error),
-                refusal => {
-                    let id = trigger_id(&view, instant);
-                    let reason = format!("schedule {:?}: {}", view.spec.name, one_line(&refusal));
-                    tracing::warn!(reason, "schedule refused");
-                    coordinator
-                        .catalog
-                        .refuse_trigger(&id, "schedule", &reason, b"{}")
-                        .await?;
-                    coordinator.relay.kick();
-                }
-            }
-        }
-        coordinator
-            .catalog
-            .advance_schedule(view.id, due, plan.next_due, plan.fire)
-            .await?;
     }
     Ok(())
 }
 
-fn trigger_id(view: &ScheduleView, due: chrono::DateTime<Utc>) -> TriggerId {
-    TriggerId::of_event(&format!("schedule/{}", view.id), &due.to_rfc3339())
-}
-
-async fn fire(coordinator: &Coordinator, view: &ScheduleView, due: chrono::DateTime<Utc>) -> Result<(), Refusal> {
+async fn serve(coordinator: &Coordinator, view: &ScheduleView) -> Result<(), strongroom_catalog::CatalogError> {
+    let Some(due) = view.next_run else { return Ok(()) };
+    let parsed = match Schedule::parse(&view.spec.cron_expression, &view.spec.timezone) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            // It was valid when it was made; the time zone database may have changed since.
+            tracing::error!(schedule = view.spec.name, error = %one_line(&error), "schedule cannot be read; it does not fire");
+            return Ok(());
+        }
+    };
+    let rules = schedule::DueRules {
+        catch_up: view.spec.catch_up,
+        jitter: schedule::jitter(view.id, view.spec.jitter_seconds),
+    };
+    let plan = schedule::plan(due, Utc::now(), &parsed, rules);
+    if plan.next_due == Some(due) {
+        return Ok(());
+    }
+    let Some(instant) = plan.fire else {
+        tracing::warn!(
+            schedule = view.spec.name,
+            missed = plan.missed,
+            "missed, and not made up for"
+        );
+        coordinator
+            .catalog
+            .advance_schedule(view.id, due, plan.next_due, None)
+            .await?;
+        return Ok(());
+    };
     let origin = Origin {
-        trigger: Some(trigger_id(view, due)),
+        trigger: Some(TriggerId::of_event(&format!("schedule/{}", view.id), &due.to_rfc3339())),
         door: "schedule".to_owned(),
         schedule: Some(view.id),
         operator: Operator {
@@ -102,14 +90,40 @@ async fn fire(coordinator: &Coordinator, view: &ScheduleView, due: chrono::DateT
         },
         traceparent: None,
     };
-    let ask = Ask::Backup(CreateBackup {
+    let ask = CreateBackup {
         backup_type: view.spec.backup_type,
         targets: view.spec.targets.clone(),
         description: Some(format!("schedule {}", view.spec.name)),
         retention_days: view.spec.retention_days,
         git: None,
-    });
-    coordinator.admit(&ask, &origin).await?;
-    tracing::info!(schedule = view.spec.name, %due, "fired");
+    };
+    match coordinator.requests(&Ask::Backup(ask)) {
+        Ok(requests) => {
+            let catalog = &coordinator.catalog;
+            let fired = catalog
+                .fire_schedule(view.id, due, plan.next_due, instant, &origin, &requests)
+                .await?;
+            if fired.is_some() {
+                tracing::info!(schedule = view.spec.name, due = %instant, "fired");
+                coordinator.dispatch.notify_one();
+            }
+        }
+        Err(refusal) => {
+            let reason = format!("schedule {:?}: {}", view.spec.name, one_line(&refusal));
+            if coordinator
+                .catalog
+                .advance_schedule(view.id, due, plan.next_due, Some(instant))
+                .await?
+                && let Some(id) = &origin.trigger
+            {
+                tracing::warn!(reason, "schedule refused");
+                coordinator
+                    .catalog
+                    .refuse_trigger(id, "schedule", &reason, b"{}")
+                    .await?;
+                coordinator.relay.kick();
+            }
+        }
+    }
     Ok(())
 }

@@ -70,6 +70,12 @@ impl JobHandler for Restorer {
             Ok(params) => params,
             Err(error) => return Outcome::Failed(format!("the restore's parameters are not understood: {error}")),
         };
+        // An earlier attempt may have done everything and died before the catalog knew.
+        match self.vaulted.vault.restore(&job.backup_id, job.id).await {
+            Ok(None) => {}
+            Ok(Some((receipt, sha256))) => return Outcome::Restore(Box::new(FinishedRestore { receipt, sha256 })),
+            Err(error) => return failed(error.is_retryable(), one_line(&error)),
+        }
         let destination = job.secret.clone().unwrap_or_else(|| params.destination.clone());
         let vault = &self.vaulted.vault;
         match vault.receipt(&job.backup_id).await {
@@ -109,6 +115,9 @@ impl JobHandler for Restorer {
                 "what was restored is not what was backed up: {}: {}",
                 bad.name, bad.detail
             ));
+        }
+        if !context.holds_lease(&job).await {
+            return Outcome::Stopped;
         }
         self.commit(&job, params, restored).await
     }

@@ -174,17 +174,9 @@ impl Verifier {
 
     /// An earlier attempt left its receipt and died before the catalog knew: its finding stands.
     async fn adopt(&self, job: &ClaimedJob) -> Outcome {
-        let vault = &self.vaulted.vault;
-        let found = match vault.verifications(&job.backup_id).await {
-            Ok(all) => all.into_iter().find(|receipt| receipt.job_id == job.id),
-            Err(error) => return failed(error.is_retryable(), one_line(&error)),
-        };
-        let Some(receipt) = found else {
-            return Outcome::Retry("the verification receipt of an earlier attempt is gone again".to_owned());
-        };
-        // Putting what is there already answers with its digest.
-        match vault.put_verification(&receipt, &self.vaulted.signer).await {
-            Ok(sha256) => Outcome::Verification(Box::new(FinishedVerification { receipt, sha256 })),
+        match self.vaulted.vault.verification(&job.backup_id, job.id).await {
+            Ok(Some((receipt, sha256))) => Outcome::Verification(Box::new(FinishedVerification { receipt, sha256 })),
+            Ok(None) => Outcome::Retry("the verification receipt of an earlier attempt is gone again".to_owned()),
             Err(error) => failed(error.is_retryable(), one_line(&error)),
         }
     }

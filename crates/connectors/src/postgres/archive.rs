@@ -11,15 +11,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::digest::{LargeObjectDigest, RowDigest};
+use super::tokens::{Fault, Keep, Tokens};
 
 /// The most TOC entries that an archive may have.
 const TOC_ENTRIES_MAX: i64 = 20_000_000;
 /// The most TOC entries with data, of which the names are kept in memory.
 const DATA_ENTRIES_MAX: usize = 1_000_000;
-/// The longest text in a TOC that is kept: a name, or a function with its argument types.
-const KEPT_TEXT_BYTES_MAX: usize = 64 << 10;
-/// The longest text in a TOC at all: a definition.
-const TEXT_BYTES_MAX: i64 = 1 << 30;
 
 const FIXED_HEAD_BYTES: usize = 11;
 const FORMAT_CUSTOM: u8 = 1;
@@ -123,6 +120,8 @@ pub struct ArchiveReader {
     current_table: Option<DataEntry>,
     rows: RowDigest,
     objects: LargeObjectDigest,
+    /// Ids of large objects that passed since they were last taken, where somebody wants them.
+    object_ids: Option<Vec<u32>>,
     summary: ArchiveSummary,
 }
 
@@ -205,12 +204,26 @@ impl Default for ArchiveReader {
             current_table: None,
             rows: RowDigest::default(),
             objects: LargeObjectDigest::default(),
+            object_ids: None,
             summary: ArchiveSummary::default(),
         }
     }
 }
 
 impl ArchiveReader {
+    /// A reader that also tells which large objects pass.
+    pub(crate) fn with_large_object_ids() -> Self {
+        Self {
+            object_ids: Some(Vec::new()),
+            ..Self::default()
+        }
+    }
+
+    /// The ids of the large objects that passed since the last call.
+    pub(crate) fn take_large_object_ids(&mut self) -> Vec<u32> {
+        self.object_ids.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     /// The next bytes of the stream.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
         let mut input = bytes;
@@ -317,6 +330,9 @@ impl ArchiveReader {
                         // The tool writes an unsigned 32-bit id as a signed integer.
                         let id = i32::try_from(id).map_err(|_| Fault::Garbage("a large object's id"))?;
                         self.objects.begin(id.cast_unsigned());
+                        if let Some(ids) = &mut self.object_ids {
+                            ids.push(id.cast_unsigned());
+                        }
                         self.state = State::LargeObjectLength;
                     }
                 }
@@ -611,116 +627,6 @@ fn take<'a>(input: &mut &'a [u8], left: &mut u64) -> &'a [u8] {
     *input = rest;
     *left -= length as u64;
     piece
-}
-
-/// An error before its place is known.
-enum Fault {
-    Garbage(&'static str),
-    Other(ArchiveError),
-}
-
-impl Fault {
-    fn at(self, offset: u64) -> ArchiveError {
-        match self {
-            Self::Garbage(what) => ArchiveError::Garbage { what, offset },
-            Self::Other(error) => error,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Keep {
-    Yes,
-    No,
-}
-
-/// The pieces that header and TOC consist of, each possibly spread over several slices.
-#[derive(Debug, Default)]
-struct Tokens {
-    int_bytes: usize,
-    gathered: [u8; 16],
-    gathered_bytes: usize,
-    /// The bytes left of a text whose length has been read.
-    text_left: Option<usize>,
-    text: Vec<u8>,
-}
-
-impl Tokens {
-    /// The next `wanted` bytes, at most 16; `None` where the input ends before.
-    fn gather(&mut self, input: &mut &[u8], wanted: usize) -> Option<[u8; 16]> {
-        let take = (wanted - self.gathered_bytes).min(input.len());
-        let (piece, rest) = input.split_at(take);
-        *input = rest;
-        self.gathered[self.gathered_bytes..self.gathered_bytes + take].copy_from_slice(piece);
-        self.gathered_bytes += take;
-        if self.gathered_bytes < wanted {
-            return None;
-        }
-        self.gathered_bytes = 0;
-        Some(self.gathered)
-    }
-
-    fn fixed<const N: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; N]> {
-        let bytes = self.gather(input, N)?;
-        bytes.first_chunk::<N>().copied()
-    }
-
-    fn byte(&mut self, input: &mut &[u8]) -> Option<u8> {
-        self.fixed::<1>(input).map(|[byte]| byte)
-    }
-
-    /// An integer: a byte for the sign, then the magnitude, least byte first.
-    #[inline]
-    fn int(&mut self, input: &mut &[u8]) -> Option<i64> {
-        // Short rows make this the hottest place of all: each row is a block with its length.
-        if self.int_bytes == 4
-            && self.gathered_bytes == 0
-            && let Some((&[sign, a, b, c, d], rest)) = input.split_first_chunk::<5>()
-        {
-            *input = rest;
-            let magnitude = i64::from(u32::from_le_bytes([a, b, c, d]));
-            return Some(if sign == 0 { magnitude } else { -magnitude });
-        }
-        let bytes = self.gather(input, 1 + self.int_bytes)?;
-        let mut magnitude = [0; 8];
-        magnitude[..self.int_bytes].copy_from_slice(&bytes[1..=self.int_bytes]);
-        // A magnitude over 63 bits saturates; every caller refuses values of that size.
-        let magnitude = i64::try_from(u64::from_le_bytes(magnitude)).unwrap_or(i64::MAX);
-        Some(if bytes[0] == 0 { magnitude } else { -magnitude })
-    }
-
-    /// A text: its length, then its bytes; a negative length is SQL's NULL. `None` where the input ends before.
-    fn text(&mut self, input: &mut &[u8], keep: Keep) -> Result<Option<Option<String>>, Fault> {
-        let mut left = match self.text_left {
-            Some(left) => left,
-            None => match self.int(input) {
-                None => return Ok(None),
-                Some(..0) => return Ok(Some(None)),
-                Some(length) if length > TEXT_BYTES_MAX => return Err(Fault::Garbage("the length of a text")),
-                Some(length) => usize::try_from(length).map_err(|_| Fault::Garbage("the length of a text"))?,
-            },
-        };
-        if keep == Keep::Yes && self.text.len() + left > KEPT_TEXT_BYTES_MAX {
-            return Err(Fault::Other(ArchiveError::TooLarge {
-                what: "bytes in one name",
-                limit: KEPT_TEXT_BYTES_MAX as u64,
-            }));
-        }
-        let (piece, rest) = input.split_at(left.min(input.len()));
-        *input = rest;
-        left -= piece.len();
-        if keep == Keep::Yes {
-            self.text.extend_from_slice(piece);
-        }
-        if left > 0 {
-            self.text_left = Some(left);
-            return Ok(None);
-        }
-        self.text_left = None;
-        let text = String::from_utf8_lossy(&self.text).into_owned();
-        self.text.clear();
-        Ok(Some(Some(text)))
-    }
 }
 
 #[cfg(test)]

@@ -66,6 +66,12 @@ pub enum ClusterError {
         /// The folder.
         folder: PathBuf,
     },
+    /// A folder that the cluster would take over holds something else.
+    #[error("{} is not empty: name an empty folder, or one that is not there", folder.display())]
+    NotEmpty {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A step on the file system failed.
     #[error("{doing} {}", path.display())]
     File {
@@ -258,6 +264,8 @@ impl Cluster {
         if self.server.is_some() {
             return Ok(());
         }
+        // Both folders are given to the server's user and closed to others, so neither may be anything else's.
+        refuse_contents(&self.options.socket_dir, is_socket_name)?;
         self.own_dir(&self.options.socket_dir)?;
         let log_path = self.log_path();
         let log = OpenOptions::new().create(true).append(true).open(&log_path);
@@ -408,6 +416,7 @@ impl Cluster {
     }
 
     fn initdb(&self) -> Result<(), ClusterError> {
+        refuse_contents(&self.data_dir, |_| false)?;
         self.own_dir(&self.data_dir)?;
         let mut command = self.run_as.command(&self.binaries.program("initdb"), None);
         clean_environment(&mut command)
@@ -474,7 +483,6 @@ impl Cluster {
         }
         match std::fs::DirBuilder::new().mode(0o700).create(dir) {
             Ok(()) => {}
-            // One that exists with something in it may be somebody else's: only an empty or owned one is taken.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(file_error("create", dir)(error)),
         }
@@ -541,6 +549,27 @@ impl Cluster {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("; ")
     }
+}
+
+/// Refuses a folder that holds anything but what is allowed.
+fn refuse_contents(folder: &Path, is_allowed: fn(&[u8]) -> bool) -> Result<(), ClusterError> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(file_error("list", folder))?,
+    };
+    for entry in entries {
+        let name = entry.map_err(file_error("list", folder))?.file_name();
+        if !is_allowed(name.as_encoded_bytes()) {
+            return Err(ClusterError::NotEmpty {
+                folder: folder.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn is_socket_name(name: &[u8]) -> bool {
+    name.starts_with(b".s.PGSQL.")
 }
 
 impl Drop for Cluster {

@@ -26,6 +26,7 @@ mod run_as;
 mod sample;
 mod sql;
 mod target;
+mod tokens;
 mod tools;
 
 pub use checks::{

@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use strongroom_proto::manifest::EntrySource;
 use strongroom_proto::receipt::{Check, CheckOutcome};
 
+use super::archive::ArchiveReader;
 use super::checks::{CHECKS_BYTES_MAX, Checks};
 use super::counting::count_statement;
 use super::create::{self, LocaleRule};
@@ -37,6 +38,8 @@ const GLOBALS_BYTES_MAX: usize = 64 << 20;
 const SCRIPT_BYTES_MAX: u64 = 1 << 30;
 /// Databases to connect to while the destination does not exist.
 const MAINTENANCE_DATABASES: [&str; 2] = ["postgres", "template1"];
+/// Large objects removed in one transaction.
+const UNLINKED_TOGETHER: usize = 1_000;
 /// SQLSTATE of a database that does not exist.
 const NO_SUCH_DATABASE: &str = "3D000";
 
@@ -521,11 +524,48 @@ impl Runner<'_> {
         let script = self.run(database, &arguments, Output::Piped)?;
         let step = |doing| RestoreError::sql(doing, endpoint);
         let mut sql = Sql::connect(endpoint).map_err(step("connect to"))?;
-        sql.run("BEGIN").map_err(step("replace objects in"))?;
-        for statement in globals::statements(drops(&script)) {
-            sql.run(&statement).map_err(step("replace objects in"))?;
+        let replace = || step("replace objects in");
+        sql.run("BEGIN").map_err(replace())?;
+        // The tool's order does not always fit (parts of a partitioned table cannot go before the whole, for one), so
+        // what fails is tried again after the rest, as long as that changes anything.
+        let mut left = globals::statements(drops(&script));
+        while !left.is_empty() {
+            let mut failed = Vec::new();
+            let mut first_error = None;
+            let tried = left.len();
+            for statement in left {
+                sql.run("SAVEPOINT one").map_err(replace())?;
+                match sql.run(&statement) {
+                    Ok(()) => sql.run("RELEASE SAVEPOINT one").map_err(replace())?,
+                    Err(error) => {
+                        sql.run("ROLLBACK TO SAVEPOINT one").map_err(replace())?;
+                        first_error.get_or_insert(error);
+                        failed.push(statement);
+                    }
+                }
+            }
+            match first_error {
+                Some(error) if failed.len() == tried => return Err(replace()(error)),
+                _ => left = failed,
+            }
         }
-        sql.run("COMMIT").map_err(step("replace objects in"))
+        sql.run("COMMIT").map_err(replace())?;
+        if self.backup.checks.large_objects.count == 0 {
+            return Ok(());
+        }
+        let mut remover = LargeObjectRemover {
+            reader: ArchiveReader::with_large_object_ids(),
+            sql,
+            error: None,
+        };
+        let copied = self.backup.source.copy_content(database, &mut remover);
+        match (remover.error, copied) {
+            (Some(error), _) => Err(replace()(error)),
+            (None, copied) => copied.map_err(|source| RestoreError::Read {
+                entry: database.clone(),
+                source,
+            }),
+        }
     }
 
     /// Runs pg_restore with an archive on its standard input; gives back what it wrote where that is asked for.
@@ -581,6 +621,38 @@ impl Runner<'_> {
             _ => read.map_err(fail)?,
         }
         Ok(script)
+    }
+}
+
+/// Removes from a database the large objects that an archive written to it holds.
+struct LargeObjectRemover {
+    reader: ArchiveReader,
+    sql: Sql,
+    error: Option<SqlError>,
+}
+
+impl Write for LargeObjectRemover {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.reader
+            .feed(bytes)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let ids: Vec<String> = self.reader.take_large_object_ids().iter().map(u32::to_string).collect();
+        // Each takes a lock until its transaction ends.
+        for some in ids.chunks(UNLINKED_TOGETHER) {
+            let statement = format!(
+                "SELECT lo_unlink(oid) FROM pg_largeobject_metadata WHERE oid IN ({})",
+                some.join(",")
+            );
+            if let Err(error) = self.sql.run(&statement) {
+                self.error = Some(error);
+                return Err(io::Error::other("a large object could not be removed"));
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -116,6 +116,22 @@ fn what_cannot_work_is_refused_with_a_reason() {
     assert!(error.to_string().contains("no_such_setting"), "{error}");
 }
 
+#[test]
+fn a_folder_that_holds_something_else_is_left_alone() {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = passable_dir();
+    let precious = dir.path().join("precious");
+    std::fs::create_dir(&precious).unwrap();
+    std::fs::write(precious.join("file"), "x").unwrap();
+    let owner = |path: &std::path::Path| (path.metadata().unwrap().uid(), path.metadata().unwrap().mode());
+    let before = owner(&precious);
+    let refused = Cluster::create(oldest(), &precious, options(dir.path().join("socket")));
+    assert!(matches!(refused, Err(ClusterError::NotEmpty { .. })));
+    let mut cluster = Cluster::create(oldest(), &dir.path().join("data"), options(precious.clone())).unwrap();
+    assert!(matches!(cluster.start(), Err(ClusterError::NotEmpty { .. })));
+    assert_eq!(owner(&precious), before);
+}
+
 /// The child of this test: starts a server, tells its process id, and waits to be killed.
 const CHILD_ENV: &str = "STRONGROOM_TEST_CLUSTER_DIR";
 
@@ -154,7 +170,7 @@ fn is_running(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");

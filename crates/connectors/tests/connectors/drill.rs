@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use strongroom_connectors::postgres::{Checks, DrillConfig, DrillError, drill, dump, sample_sql};
+use strongroom_connectors::postgres::{Checks, DrillConfig, DrillError, ServerBinaries, drill, dump, sample_sql};
 use strongroom_proto::receipt::{Check, CheckOutcome};
 
 use crate::memory::Memory;
@@ -66,77 +66,83 @@ fn tampered(server: &Server, good: &Memory, change: &str) -> Memory {
 
 #[test]
 fn a_good_backup_passes_and_every_bad_one_fails_at_its_own_check_on_every_version() {
-    for binaries in majors() {
-        let major = binaries.major;
-        println!("drills on version {major}");
-        let server = Server::start(binaries);
-        server.create_database("shop", &sample_sql(2));
-        let mut good = Memory::default();
-        let mut target = server.target("shop");
-        target.large_table_bytes = 200_000;
-        dump(&target, &mut good).unwrap();
-        assert!(good.entries.len() > 3, "no table had a stream of its own");
-
-        let checks = run(&good);
-        for check in &checks {
-            assert_eq!(check.outcome, CheckOutcome::Passed, "{check:?}");
+    std::thread::scope(|scope| {
+        for binaries in majors() {
+            scope.spawn(|| try_every_fixture(binaries));
         }
-        assert!(
-            checks[0].detail.starts_with(&format!("PostgreSQL {major}")),
-            "{:?}",
-            checks[0]
-        );
+    });
+}
 
-        let fewer = tampered(&server, &good, "DELETE FROM shop.documents WHERE id = 17");
-        let detail = assert_only("row counts", &run(&fewer));
-        assert!(detail.contains("shop.documents"), "{detail}");
+fn try_every_fixture(binaries: ServerBinaries) {
+    let major = binaries.major;
+    println!("drills on version {major}");
+    let server = Server::start(binaries);
+    server.create_database("shop", &sample_sql(2));
+    let mut good = Memory::default();
+    let mut target = server.target("shop");
+    target.large_table_bytes = 200_000;
+    dump(&target, &mut good).unwrap();
+    assert!(good.entries.len() > 3, "no table had a stream of its own");
 
-        let altered = tampered(
-            &server,
-            &good,
-            "UPDATE shop.customers SET name = name || '!' WHERE id = 3",
-        );
-        let detail = assert_only("content digests", &run(&altered));
-        assert!(detail.contains("shop.customers"), "{detail}");
-
-        let unlinked = "SELECT lo_unlink((SELECT min(oid) FROM pg_largeobject_metadata))";
-        assert_only("large objects", &run(&tampered(&server, &good, unlinked)));
-        let overwritten = "SELECT lo_put((SELECT min(oid) FROM pg_largeobject_metadata), 1, 'XX')";
-        assert_only("large objects", &run(&tampered(&server, &good, overwritten)));
-
-        let unindexed = tampered(&server, &good, "DROP INDEX shop.orders_open");
-        let detail = assert_only("object counts", &run(&unindexed));
-        assert!(detail.contains("INDEX"), "{detail}");
-
-        let mut promised = good.clone();
-        let mut text: Checks = serde_json::from_slice(promised.content("checks.json")).unwrap();
-        *text.objects.get_mut("FUNCTION").unwrap() += 1;
-        *promised.content_mut("checks.json") = serde_json::to_vec(&text).unwrap();
-        assert_only("object counts", &run(&promised));
-
-        // One bad statement: a tool that goes on after errors would call this restored.
-        let mut bad = good.clone();
-        let dump = bad.content_mut("database.dump");
-        let at = dump.windows(13).rposition(|bytes| bytes == b"CREATE INDEX ").unwrap();
-        dump[at + 11] = b'Y';
-        let checks = run(&bad);
-        let detail = assert_restore_fails(&checks);
-        assert!(detail.contains("syntax error"), "{detail}");
-
-        let mut short = good.clone();
-        let dump = short.content_mut("database.dump");
-        dump.truncate(dump.len() * 2 / 3);
-        assert_restore_fails(&run(&short));
-
-        let mut headless = good.clone();
-        headless.content_mut("globals.sql").clear();
-        let checks = run(&headless);
-        assert!(
-            assert_restore_fails(&checks).contains("does not exist"),
-            "{:?}",
-            checks[1]
-        );
+    let checks = run(&good);
+    for check in &checks {
+        assert_eq!(check.outcome, CheckOutcome::Passed, "{check:?}");
     }
+    assert!(
+        checks[0].detail.starts_with(&format!("PostgreSQL {major}")),
+        "{:?}",
+        checks[0]
+    );
+
+    let fewer = tampered(&server, &good, "DELETE FROM shop.documents WHERE id = 17");
+    let detail = assert_only("row counts", &run(&fewer));
+    assert!(detail.contains("shop.documents"), "{detail}");
+
+    let altered = tampered(
+        &server,
+        &good,
+        "UPDATE shop.customers SET name = name || '!' WHERE id = 3",
+    );
+    let detail = assert_only("content digests", &run(&altered));
+    assert!(detail.contains("shop.customers"), "{detail}");
+
+    let unlinked = "SELECT lo_unlink((SELECT min(oid) FROM pg_largeobject_metadata))";
+    assert_only("large objects", &run(&tampered(&server, &good, unlinked)));
+    let overwritten = "SELECT lo_put((SELECT min(oid) FROM pg_largeobject_metadata), 1, 'XX')";
+    assert_only("large objects", &run(&tampered(&server, &good, overwritten)));
+
+    let unindexed = tampered(&server, &good, "DROP INDEX shop.orders_open");
+    let detail = assert_only("object counts", &run(&unindexed));
+    assert!(detail.contains("INDEX"), "{detail}");
+
+    let mut promised = good.clone();
+    let mut text: Checks = serde_json::from_slice(promised.content("checks.json")).unwrap();
+    *text.objects.get_mut("FUNCTION").unwrap() += 1;
+    *promised.content_mut("checks.json") = serde_json::to_vec(&text).unwrap();
+    assert_only("object counts", &run(&promised));
+
+    // One bad statement: a tool that goes on after errors would call this restored.
+    let mut bad = good.clone();
+    let dump = bad.content_mut("database.dump");
+    let at = dump.windows(13).rposition(|bytes| bytes == b"CREATE INDEX ").unwrap();
+    dump[at + 11] = b'Y';
+    let checks = run(&bad);
+    let detail = assert_restore_fails(&checks);
+    assert!(detail.contains("syntax error"), "{detail}");
+
+    let mut short = good.clone();
+    let dump = short.content_mut("database.dump");
+    dump.truncate(dump.len() * 2 / 3);
+    assert_restore_fails(&run(&short));
+
+    let mut headless = good.clone();
+    headless.content_mut("globals.sql").clear();
+    let checks = run(&headless);
+    assert!(
+        assert_restore_fails(&checks).contains("does not exist"),
+        "{:?}",
+        checks[1]
+    );
 }
 
 #[test]
@@ -150,6 +156,26 @@ fn a_backup_without_its_promises_fails_and_is_not_an_error() {
     assert!(
         checks.iter().all(|check| check.outcome != CheckOutcome::Passed),
         "{checks:?}"
+    );
+}
+
+#[test]
+fn an_extension_that_is_not_installed_is_named_with_what_to_do() {
+    let server = Server::start(oldest());
+    server.create_database("shop", "CREATE EXTENSION citext; CREATE TABLE t (name citext)");
+    let mut backup = server.dump("shop");
+    let dump = backup.content_mut("database.dump");
+    let statement = b"CREATE EXTENSION IF NOT EXISTS citext";
+    let at = dump
+        .windows(statement.len())
+        .position(|bytes| bytes == statement)
+        .unwrap();
+    dump[at + statement.len() - 1] = b'x';
+    let checks = run(&backup);
+    let detail = assert_restore_fails(&checks);
+    assert!(
+        detail.contains("citexx") && detail.contains("install that extension's package"),
+        "{detail}"
     );
 }
 

@@ -1,5 +1,4 @@
 use std::io;
-use std::process::Command;
 
 use strongroom_connectors::postgres::{Checks, DumpError, PostgresTarget, dump, probe, sample_sql};
 use strongroom_proto::manifest::{Entry, EntrySink};
@@ -315,10 +314,18 @@ fn no_tool_is_started_with_a_password_in_sight() {
         fn write(&mut self, _: &[u8]) -> io::Result<()> {
             // The tool whose output this is waits at a full pipe, or has just ended.
             if self.0.len() < 30 {
-                let children = Command::new("ps").args(["--ppid", &std::process::id().to_string(), "-o", "pid="]);
-                for pid in String::from_utf8_lossy(&{ children }.output()?.stdout).split_whitespace() {
+                let parent = format!(" {} ", std::process::id());
+                for process in std::fs::read_dir("/proc")?.flatten() {
+                    let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+                    let is_child = stat
+                        .rsplit(") ")
+                        .next()
+                        .is_some_and(|rest| rest.get(1..).unwrap_or("").starts_with(&parent));
+                    if !is_child {
+                        continue;
+                    }
                     for file in ["cmdline", "environ"] {
-                        let seen = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                        let seen = std::fs::read(process.path().join(file)).unwrap_or_default();
                         self.0.push(String::from_utf8_lossy(&seen).into_owned());
                     }
                 }

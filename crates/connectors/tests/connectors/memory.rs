@@ -5,27 +5,27 @@ use std::io::{self, Write};
 use strongroom_proto::manifest::{Entry, EntrySink, EntrySource};
 
 #[derive(Debug, Clone, Default)]
-pub struct Memory {
-    pub entries: Vec<(Entry, Vec<u8>)>,
+pub(crate) struct Memory {
+    pub(crate) entries: Vec<(Entry, Vec<u8>)>,
     open: Option<(Entry, Vec<u8>)>,
     /// Fails every write after so many bytes, as a full disk does.
-    pub full_after_bytes: Option<usize>,
+    pub(crate) full_after_bytes: Option<usize>,
     written_bytes: usize,
 }
 
 impl Memory {
-    pub fn full_after(bytes: usize) -> Self {
+    pub(crate) fn full_after(bytes: usize) -> Self {
         Self {
             full_after_bytes: Some(bytes),
             ..Self::default()
         }
     }
 
-    pub fn paths(&self) -> Vec<&str> {
+    pub(crate) fn paths(&self) -> Vec<&str> {
         self.entries.iter().map(|(entry, _)| entry.path.as_str()).collect()
     }
 
-    pub fn content(&self, path: &str) -> &[u8] {
+    pub(crate) fn content(&self, path: &str) -> &[u8] {
         &self
             .entries
             .iter()
@@ -34,11 +34,11 @@ impl Memory {
             .1
     }
 
-    pub fn text(&self, path: &str) -> String {
+    pub(crate) fn text(&self, path: &str) -> String {
         String::from_utf8(self.content(path).to_vec()).unwrap()
     }
 
-    pub fn content_mut(&mut self, path: &str) -> &mut Vec<u8> {
+    pub(crate) fn content_mut(&mut self, path: &str) -> &mut Vec<u8> {
         &mut self
             .entries
             .iter_mut()
@@ -48,12 +48,12 @@ impl Memory {
     }
 
     /// This backup with one entry of another.
-    pub fn with_entry_of(mut self, other: &Self, path: &str) -> Self {
+    pub(crate) fn with_entry_of(mut self, other: &Self, path: &str) -> Self {
         *self.content_mut(path) = other.content(path).to_vec();
         self
     }
 
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }
 }

@@ -8,8 +8,8 @@ use strongroom_connectors::postgres::{Cluster, ClusterOptions, PostgresTarget, S
 
 use crate::memory::Memory;
 
-pub struct Server {
-    pub cluster: Cluster,
+pub(crate) struct Server {
+    pub(crate) cluster: Cluster,
     _dir: tempfile::TempDir,
 }
 
@@ -25,7 +25,7 @@ fn tools_dir() -> PathBuf {
 }
 
 /// Folders of servers beside the system's own.
-pub fn extra_dirs() -> Vec<PathBuf> {
+pub(crate) fn extra_dirs() -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = std::env::var_os("STRONGROOM_PG_DIRS")
         .iter()
         .flat_map(|dirs| std::env::split_paths(dirs).collect::<Vec<_>>())
@@ -40,7 +40,7 @@ pub fn extra_dirs() -> Vec<PathBuf> {
 }
 
 /// One server of every major version, the oldest first.
-pub fn majors() -> Vec<ServerBinaries> {
+pub(crate) fn majors() -> Vec<ServerBinaries> {
     let dirs = extra_dirs();
     let mut found = Vec::new();
     let mut next = 1;
@@ -56,11 +56,11 @@ pub fn majors() -> Vec<ServerBinaries> {
     found
 }
 
-pub fn oldest() -> ServerBinaries {
+pub(crate) fn oldest() -> ServerBinaries {
     majors().remove(0)
 }
 
-pub fn options(socket_dir: PathBuf) -> ClusterOptions {
+pub(crate) fn options(socket_dir: PathBuf) -> ClusterOptions {
     ClusterOptions {
         superuser: "postgres".to_owned(),
         password: None,
@@ -72,7 +72,7 @@ pub fn options(socket_dir: PathBuf) -> ClusterOptions {
 }
 
 /// A folder that the server's user can pass.
-pub fn passable_dir() -> tempfile::TempDir {
+pub(crate) fn passable_dir() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::Builder::new().prefix("sr-test-").tempdir_in("/tmp").unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -80,7 +80,7 @@ pub fn passable_dir() -> tempfile::TempDir {
 }
 
 impl Server {
-    pub fn start(binaries: ServerBinaries) -> Self {
+    pub(crate) fn start(binaries: ServerBinaries) -> Self {
         let dir = passable_dir();
         let options = options(dir.path().join("socket"));
         let mut cluster = Cluster::create(binaries, &dir.path().join("data"), options).unwrap();
@@ -88,14 +88,14 @@ impl Server {
         Self { cluster, _dir: dir }
     }
 
-    pub fn target(&self, database: &str) -> PostgresTarget {
+    pub(crate) fn target(&self, database: &str) -> PostgresTarget {
         let mut target = PostgresTarget::new(self.cluster.url(database).unwrap());
         target.bin_dirs = vec![self.cluster.binaries().dir.clone()];
         target
     }
 
     /// Runs SQL and gives back what psql prints.
-    pub fn sql(&self, database: &str, sql: &str) -> String {
+    pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
         let mut child = Command::new(self.cluster.binaries().program("psql"))
             .args([
                 "-XAtq",
@@ -115,12 +115,12 @@ impl Server {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    pub fn create_database(&self, name: &str, sql: &str) {
+    pub(crate) fn create_database(&self, name: &str, sql: &str) {
         self.sql("postgres", &format!("CREATE DATABASE \"{name}\""));
         self.sql(name, sql);
     }
 
-    pub fn dump(&self, database: &str) -> Memory {
+    pub(crate) fn dump(&self, database: &str) -> Memory {
         let mut memory = Memory::default();
         dump(&self.target(database), &mut memory).unwrap();
         memory

@@ -6,7 +6,9 @@ mod restores;
 mod schedules;
 mod status;
 
+use std::future::IntoFuture as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -22,6 +24,9 @@ use tracing::Instrument;
 
 use crate::Coordinator;
 use problem::ApiError;
+
+/// How long answers under way may take after a shutdown was asked for.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 type Api = State<Arc<Coordinator>>;
 
@@ -52,12 +57,16 @@ pub(crate) async fn serve(coordinator: Arc<Coordinator>, listener: tokio::net::T
         .nest("/api/v1", api)
         .layer(middleware::from_fn(trace))
         .with_state(coordinator);
-    let stop = stop.clone();
-    let served = axum::serve(listener, app)
-        .with_graceful_shutdown(async move { stop.cancelled().await })
-        .await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the API stopped");
+    let (graceful, stop) = (stop.clone(), stop.clone());
+    let serving = axum::serve(listener, app).with_graceful_shutdown(async move { graceful.cancelled().await });
+    tokio::select! {
+        served = serving.into_future() => {
+            if let Err(error) = served {
+                tracing::error!(%error, "the API stopped");
+            }
+        }
+        // A client that never ends its request does not keep the coordinator alive.
+        () = async { stop.cancelled().await; tokio::time::sleep(LAST_ANSWERS).await } => {}
     }
 }
 

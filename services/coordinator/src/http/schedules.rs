@@ -12,6 +12,7 @@ use strongroom_runtime::entry::one_line;
 use super::problem::{ApiError, json};
 use super::{Api, principal};
 use crate::Coordinator;
+use crate::admission::check_retention;
 use crate::schedules::next_run;
 
 pub(super) async fn list(State(coordinator): Api) -> Result<Json<ScheduleList>, ApiError> {
@@ -130,11 +131,7 @@ fn check(coordinator: &Coordinator, spec: &ScheduleSpec) -> Result<Option<chrono
             "a schedule's name has 1 to 128 characters, without '/' and control characters".to_owned(),
         ));
     }
-    if spec.retention_days == Some(0) {
-        return Err(refused(
-            "retention_days is 0: give at least 1, or leave it out".to_owned(),
-        ));
-    }
+    check_retention(spec.retention_days)?;
     let known: Vec<_> = coordinator
         .targets
         .all()
