@@ -407,7 +407,9 @@ fn wait_verified_waits_for_the_verification_too() {
     ]);
     let output = api.run(&["backup", "orders-db", "--wait-verified"]);
     assert_eq!(code(&output), 1, "{}{}", stdout(&output), stderr(&output));
-    assert!(stdout(&output).contains("failed verify of orders-db") && stdout(&output).contains("3 rows are missing"));
+    assert!(
+        stdout(&output).contains("verification of orders-db failed") && stdout(&output).contains("3 rows are missing")
+    );
 }
 
 #[test]

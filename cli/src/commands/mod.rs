@@ -17,8 +17,8 @@ mod version;
 
 use std::process::ExitCode;
 
-use strongroom_proto::JobStatus;
 use strongroom_proto::api::JobView;
+use strongroom_proto::{JobKind, JobStatus};
 use strongroom_runtime::{LoadOptions, Loaded};
 
 use crate::args::{Cli, Command};
@@ -101,41 +101,46 @@ fn outcome_of(job: &JobView) -> Outcome {
 
 /// The end of a job in one line.
 fn end_of_job(job: &JobView) -> String {
-    let name = format!("{} of {}", job.kind, render::safe(job.target_identifier.as_str()));
+    let target = render::safe(job.target_identifier.as_str());
+    let (done, noun) = match job.kind {
+        JobKind::Backup => ("backed up", "backup"),
+        JobKind::Verify => ("verified", "verification"),
+        JobKind::Restore => ("restored", "restore"),
+    };
     let took = match (job.started_at, job.completed_at) {
         (Some(from), Some(to)) => format!(" in {}", render::between(from, to)),
         _ => String::new(),
     };
     match job.status {
         JobStatus::Completed => {
-            let size = job
-                .size_bytes
-                .map(|size| format!(", {}", render::bytes(size)))
-                .unwrap_or_default();
-            let ratio = job
-                .compression_ratio
-                .map(|ratio| format!(", {ratio:.1} times its stored size"))
-                .unwrap_or_default();
-            let (tone, word) = if job.partial {
-                (Tone::Warning, "incomplete; see its receipt")
-            } else {
-                (Tone::Good, "done")
-            };
-            format!(
-                "{} {name}: {}{took}{size}{ratio}",
-                render::tone(tone, word),
-                job.backup_id
-            )
+            let mut text = format!("{} {target}: {}{took}", render::tone(Tone::Good, done), job.backup_id);
+            if let Some(size) = job.size_bytes {
+                text.push_str(&format!(", {}", render::bytes(size)));
+            }
+            if let Some(ratio) = job.compression_ratio.filter(|ratio| *ratio >= 0.1) {
+                text.push_str(&format!(", {ratio:.1} times what it added to the vault"));
+            }
+            if job.partial {
+                let advice = format!(
+                    "incomplete: `strongroom receipt show {}` says what is missing",
+                    job.backup_id
+                );
+                text.push_str(&format!("\n{}", render::tone(Tone::Warning, &advice)));
+            }
+            text
         }
         JobStatus::Failed => {
             let reason = job
                 .error
                 .as_deref()
                 .map_or_else(|| "no reason was given".to_owned(), render::safe_lines);
-            format!("{} {name}{took}: {reason}", render::tone(Tone::Bad, "failed"))
+            format!(
+                "{noun} of {target} {}{took}: {reason}",
+                render::tone(Tone::Bad, "failed")
+            )
         }
-        JobStatus::Cancelled => format!("{} {name}", render::tone(Tone::Warning, "cancelled")),
-        JobStatus::Pending | JobStatus::Running => format!("{} {name}", job.status),
+        JobStatus::Cancelled => format!("{noun} of {target} {}", render::tone(Tone::Warning, "cancelled")),
+        JobStatus::Pending | JobStatus::Running => format!("{noun} of {target} is {}", job.status),
     }
 }
 

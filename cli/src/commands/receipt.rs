@@ -71,7 +71,7 @@ pub(crate) fn summary(view: &ReceiptView) -> anyhow::Result<String> {
         ),
         (
             "content",
-            format!("{} in {} entries", render::bytes(totals.content_bytes), totals.entries),
+            format!("{}, {} entries", render::bytes(totals.content_bytes), totals.entries),
         ),
         (
             "stored",
@@ -96,10 +96,9 @@ pub(crate) fn summary(view: &ReceiptView) -> anyhow::Result<String> {
     if !counts.is_empty() {
         facts.push(("source", counts.join(", ")));
     }
-    let versions: Vec<&str> = [&source.server_version, &source.tool_version]
+    let versions: Vec<String> = [("server", &source.server_version), ("tool", &source.tool_version)]
         .into_iter()
-        .flatten()
-        .map(String::as_str)
+        .filter_map(|(name, version)| version.as_ref().map(|version| format!("{name} {version}")))
         .collect();
     if !versions.is_empty() {
         facts.push(("versions", versions.join(", ")));
@@ -409,7 +408,7 @@ mod tests {
     #[test]
     fn a_summary_tells_sizes_counts_and_checks() {
         let text = summary(&view(Some(true))).unwrap();
-        assert!(text.contains("content         4.0 MB in 3 entries\n"), "{text}");
+        assert!(text.contains("content         4.0 MB, 3 entries\n"), "{text}");
         assert!(text.contains("source          4 tables, 1234 rows\n"), "{text}");
         assert!(text.contains("passed   row counts  4 tables\n"), "{text}");
     }

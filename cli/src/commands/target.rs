@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value, json};
@@ -16,6 +17,10 @@ use super::{Outcome, print_json};
 use crate::args::{TargetAddArgs, TargetCommand};
 use crate::client::Client;
 use crate::render;
+
+/// The coordinator looks at its targets about once a second.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(loaded: &Loaded, command: TargetCommand) -> anyhow::Result<Outcome> {
     match command {
@@ -45,21 +50,52 @@ pub(crate) async fn run(loaded: &Loaded, command: TargetCommand) -> anyhow::Resu
         TargetCommand::Add(args) => {
             let name = args.name.clone();
             let path = add(loaded, *args)?;
-            render::print(&format!(
-                "{name} is declared in {}\nTry it with: strongroom backup {name} --wait",
-                path.display()
-            ))?;
+            let seen = seen_by_coordinator(loaded, &name, Listed::Yes).await;
+            render::print(&format!("{name} is declared in {}{seen}", path.display()))?;
+            render::print(&format!("Try it with: strongroom backup {name} --wait"))?;
         }
         TargetCommand::Remove(args) => {
             let path = remove(loaded, &args.name)?;
+            let seen = seen_by_coordinator(loaded, &args.name, Listed::No).await;
             render::print(&format!(
-                "removed {}; the backups of {} stay",
+                "removed {}{seen}; the backups of {} stay",
                 path.display(),
                 args.name
             ))?;
         }
     }
     Ok(Outcome::Done)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    Yes,
+    No,
+}
+
+/// Waits a little until the coordinator lists the target, or lists it no more, so that the next command meets it so.
+/// Says what is to be known about that; nothing where all is well.
+async fn seen_by_coordinator(loaded: &Loaded, name: &TargetName, wanted: Listed) -> String {
+    let Ok(client) = Client::new(loaded) else {
+        return String::new();
+    };
+    let began = Instant::now();
+    loop {
+        let targets = match client.get::<TargetList>(&["api", "v1", "targets"]).await {
+            Ok(answer) => answer.value.targets,
+            // A target may be declared before the coordinator runs.
+            Err(error) => return format!("; whether the coordinator reads it is not known: {error}"),
+        };
+        let listed = targets.iter().any(|target| target.name == *name);
+        if listed == (wanted == Listed::Yes) {
+            return String::new();
+        }
+        if began.elapsed() > SEEN_WITHIN {
+            let url = client.url();
+            return format!("; the coordinator at {url} has not taken that up: does it read that folder?");
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
 }
 
 pub(crate) fn table(list: &TargetList) -> String {

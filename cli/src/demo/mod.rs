@@ -232,15 +232,16 @@ impl Demo {
         heading("Times")?;
         render::print(&times(&self.stages))?;
         heading("What to try next")?;
-        let dir = quoted(&self.dir);
+        let (dir, program) = (quoted(&self.dir), program());
         render::print(&format!(
-            "  strongroom standalone --dir {dir} &      # the demo stops its fleet when it ends; this starts it again\n  \
-             source {dir}/env                         # tells strongroom where it is\n  \
-             strongroom status\n  \
-             strongroom list\n  \
-             strongroom receipt show {backup}\n  \
-             strongroom target add my-db --kind postgres --url postgres://user@host/db   # then: strongroom backup my-db --wait\n  \
-             strongroom help",
+            "  {program} standalone --dir {dir} &   # the demo stops its fleet when it ends; this starts it again\n  \
+             source {dir}/env   # tells strongroom where it is\n  \
+             {program} status\n  \
+             {program} list\n  \
+             {program} receipt verify {backup}\n  \
+             {program} target add my-files --kind files --path \"$HOME/Documents\"\n  \
+             {program} backup my-files --wait-verified\n  \
+             {program} help",
             backup = job.backup_id,
         ))
     }
@@ -353,6 +354,22 @@ fn times(stages: &[Stage]) -> String {
 
 fn heading(text: &str) -> anyhow::Result<()> {
     render::print(&format!("\n{}", render::tone(Tone::Heading, text)))
+}
+
+/// How a shell finds this program.
+fn program() -> String {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path)
+        .map(|folder| folder.join("strongroom"))
+        .find(|file| file.is_file());
+    match (
+        std::env::current_exe(),
+        on_path.and_then(|file| file.canonicalize().ok()),
+    ) {
+        (Ok(own), Some(found)) if own == found => "strongroom".to_owned(),
+        (Ok(own), _) => quoted(&own),
+        (Err(_), _) => "strongroom".to_owned(),
+    }
 }
 
 /// A path as a shell takes it.

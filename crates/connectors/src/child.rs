@@ -3,11 +3,13 @@
 //! Invariants: dropping a [`ToolChild`] kills it with its whole process group and reaps it; of what it says on stderr
 //! the last lines are kept, never all; a secret that the tool repeats is masked before anything is kept.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -51,8 +53,71 @@ pub(crate) enum Output {
     Discarded,
 }
 
+/// Ends the tools of an operation from outside: an operation that waits for a tool that prints nothing looks at nothing
+/// else. Cheap to clone; the clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<Mutex<Stopping>>);
+
+#[derive(Debug, Default)]
+struct Stopping {
+    stopped: bool,
+    groups: Vec<Pid>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Stop>> = const { RefCell::new(None) };
+}
+
+impl Stop {
+    /// Runs an operation whose tools [`stop`](Self::stop) ends.
+    pub fn run<T>(&self, operation: impl FnOnce() -> T) -> T {
+        let before = CURRENT.with_borrow_mut(|current| current.replace(self.clone()));
+        let result = operation();
+        CURRENT.with_borrow_mut(|current| *current = before);
+        result
+    }
+
+    /// Kills the tools that run, and lets no further one start.
+    pub fn stop(&self) {
+        let mut stopping = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stopping.stopped = true;
+        for group in stopping.groups.drain(..) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+
+    /// The one of the operation that runs on this thread, for threads it starts.
+    pub(crate) fn current() -> Self {
+        CURRENT.with_borrow(|current| current.clone().unwrap_or_default())
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).stopped
+    }
+
+    /// From now on `group` is ended too, at once where the stop came before.
+    fn add(&self, group: Pid) {
+        let mut stopping = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if stopping.stopped {
+            let _ = kill_process_group(group, Signal::KILL);
+        } else {
+            stopping.groups.push(group);
+        }
+    }
+
+    /// The tool has ended: its number may soon be another's.
+    fn remove(&self, group: Pid) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .groups
+            .retain(|known| *known != group);
+    }
+}
+
 /// A running tool.
 pub(crate) struct ToolChild {
+    stop: Stop,
     child: Child,
     exited: bool,
     stderr: Option<JoinHandle<ToolOutput>>,
@@ -66,6 +131,10 @@ impl ToolChild {
         output: Output,
         secret: Option<String>,
     ) -> io::Result<Self> {
+        let stop = Stop::current();
+        if stop.is_stopped() {
+            return Err(io::Error::other("the operation was told to stop"));
+        }
         let mut child = command
             .process_group(0)
             .stdin(match input {
@@ -89,11 +158,16 @@ impl ToolChild {
             .stderr
             .take()
             .map(|pipe| std::thread::spawn(move || last_lines(pipe, secret.as_deref())));
-        Ok(Self {
+        let tool = Self {
+            stop,
             child,
             exited: false,
             stderr,
-        })
+        };
+        if let Some(group) = tool.group() {
+            tool.stop.add(group);
+        }
+        Ok(tool)
     }
 
     pub(crate) fn take_stdin(&mut self) -> Option<ChildStdin> {
@@ -114,6 +188,9 @@ impl ToolChild {
         drop(self.child.stdin.take());
         let status = self.child.wait()?;
         self.exited = true;
+        if let Some(group) = self.group() {
+            self.stop.remove(group);
+        }
         let output = self
             .stderr
             .take()
@@ -138,6 +215,9 @@ impl Drop for ToolChild {
         self.kill();
         if !self.exited {
             let _ = self.child.wait();
+        }
+        if let Some(group) = self.group() {
+            self.stop.remove(group);
         }
     }
 }
@@ -188,6 +268,27 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         command
+    }
+
+    #[test]
+    fn a_stopped_operation_ends_its_silent_tool_and_starts_no_other() {
+        let stop = Stop::default();
+        let other = stop.clone();
+        let (started, waiting) = std::sync::mpsc::channel();
+        let operation = std::thread::spawn(move || {
+            other.run(|| {
+                let mut child = ToolChild::spawn(shell("sleep 600"), Input::Closed, Output::Piped, None).unwrap();
+                started.send(()).unwrap();
+                let (status, _) = child.wait().unwrap();
+                (
+                    describe(status),
+                    ToolChild::spawn(shell("true"), Input::Closed, Output::Piped, None).is_err(),
+                )
+            })
+        });
+        waiting.recv().unwrap();
+        stop.stop();
+        assert_eq!(operation.join().unwrap(), ("killed by signal 9".to_owned(), true));
     }
 
     #[test]

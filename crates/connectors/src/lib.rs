@@ -13,3 +13,6 @@ mod child;
 pub mod command;
 pub mod files;
 pub mod postgres;
+
+pub use child::Stop;
+mod scratch;

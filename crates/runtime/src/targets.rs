@@ -11,8 +11,10 @@ use strongroom_proto::TargetName;
 
 use crate::config::{ConfigError, Loaded, TargetConfig, read_targets, target_files};
 
-/// How long a version is trusted without a look at the files.
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a version is trusted without a look at the files: for a list of all targets, and for one of them, which
+/// is about to be used.
+const LIST_INTERVAL: Duration = Duration::from_secs(1);
+const USE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// All declared targets. Cheap to clone; every clone sees the same version.
 #[derive(Clone, Debug)]
@@ -75,14 +77,19 @@ impl TargetBook {
         })
     }
 
-    /// One target.
+    /// One target. A name that is not known is looked for in the files before the answer is no: another process may
+    /// have read a new target already and have asked for work on it.
     pub fn get(&self, name: &TargetName) -> Option<TargetConfig> {
-        self.current().get(name).cloned()
+        if let Some(target) = self.current(USE_INTERVAL).get(name) {
+            return Some(target.clone());
+        }
+        self.refresh();
+        self.lock().targets.get(name).cloned()
     }
 
     /// All targets, by name.
     pub fn all(&self) -> Vec<(TargetName, TargetConfig)> {
-        let current = self.current();
+        let current = self.current(LIST_INTERVAL);
         current
             .iter()
             .map(|(name, target)| (name.clone(), target.clone()))
@@ -94,9 +101,9 @@ impl TargetBook {
         self.refresh_locked(&mut self.lock());
     }
 
-    fn current(&self) -> Arc<BTreeMap<TargetName, TargetConfig>> {
+    fn current(&self, trusted_for: Duration) -> Arc<BTreeMap<TargetName, TargetConfig>> {
         let mut state = self.lock();
-        if state.checked_at.elapsed() >= CHECK_INTERVAL {
+        if state.checked_at.elapsed() >= trusted_for {
             self.refresh_locked(&mut state);
         }
         Arc::clone(&state.targets)
@@ -202,6 +209,23 @@ mod tests {
         while names(&book) != ["other"] {
             assert!(Instant::now() < bound, "still {:?}", names(&book));
             std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_target_that_another_process_has_read_already_is_found_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut loaded = Loaded::defaults();
+        loaded.config.targets_dir = Some(dir.path().to_owned());
+        let book = TargetBook::new(&loaded).unwrap();
+        for name in ["a", "b", "c"] {
+            assert!(book.get(&name.parse().unwrap()).is_none());
+            std::fs::write(
+                dir.path().join(format!("{name}.yaml")),
+                format!("{{name: {name}, kind: files, path: /x}}"),
+            )
+            .unwrap();
+            assert!(book.get(&name.parse().unwrap()).is_some());
         }
     }
 

@@ -122,6 +122,16 @@ impl AttemptContext {
         &self.stop
     }
 
+    /// Has `act` called when the attempt is told to stop, for work that does not look by itself. Dropping what this
+    /// returns takes it back. To be called within the runtime.
+    pub fn on_stop(&self, act: impl FnOnce() + Send + 'static) -> OnStop {
+        let stop = self.stop.clone();
+        OnStop(tokio::spawn(async move {
+            stop.cancelled().await;
+            act();
+        }))
+    }
+
     /// Whether this attempt still holds the job at this moment; asked right before something is committed elsewhere.
     /// An unreachable catalog cannot have given the job to anybody else either.
     pub async fn holds_lease(&self, job: &ClaimedJob) -> bool {
@@ -134,6 +144,15 @@ impl AttemptContext {
             Ok(state) => state == LeaseState::Held,
             Err(_) => true,
         }
+    }
+}
+
+/// What [`AttemptContext::on_stop`] returns.
+pub struct OnStop(tokio::task::JoinHandle<()>);
+
+impl Drop for OnStop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -10,7 +10,7 @@ mod backup;
 mod service;
 mod watched;
 
-pub use attempt::{AttemptContext, JobHandler, Outcome, Progress, StopReason, WorkerOptions, run};
+pub use attempt::{AttemptContext, JobHandler, OnStop, Outcome, Progress, StopReason, WorkerOptions, run};
 pub use backup::{Description, TakeError, Taken, Writing, failed, software};
 pub use service::{Service, Vaulted, identity, store_config, writer_key};
 pub use watched::{WatchedSink, WatchedSource};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use strongroom_catalog::ClaimedJob;
+use strongroom_connectors::Stop;
 use strongroom_connectors::command::{self, CommandTarget};
 use strongroom_connectors::postgres::{self, PostgresTarget};
 use strongroom_proto::TargetKind;
@@ -83,8 +84,13 @@ impl JobHandler for Dumper {
                     surface,
                     method: Method::LogicalDump,
                 };
-                let take = move |sink: &mut dyn strongroom_proto::manifest::EntrySink, _: &AttemptContext| {
-                    let report = command::dump(&source, sink).map_err(|e| TakeError {
+                let take = move |sink: &mut dyn strongroom_proto::manifest::EntrySink, context: &AttemptContext| {
+                    let stop = Stop::default();
+                    let _watch = context.on_stop({
+                        let stop = stop.clone();
+                        move || stop.stop()
+                    });
+                    let report = stop.run(|| command::dump(&source, sink)).map_err(|e| TakeError {
                         message: one_line(&e),
                         retryable: e.is_retryable(),
                     })?;
@@ -126,9 +132,17 @@ fn dump(
         message: one_line(&e),
         retryable: e.is_retryable(),
     };
-    let facts = postgres::probe(source).map_err(failed)?;
-    context.progress.expect(facts.database_bytes);
-    let report = postgres::dump(source, sink).map_err(failed)?;
+    let stop = Stop::default();
+    let _watch = context.on_stop({
+        let stop = stop.clone();
+        move || stop.stop()
+    });
+    let report = stop.run(|| {
+        let facts = postgres::probe(source)?;
+        context.progress.expect(facts.database_bytes);
+        postgres::dump(source, sink)
+    });
+    let report = report.map_err(failed)?;
     Ok(Taken {
         facts: report.facts,
         missing: report.missing,

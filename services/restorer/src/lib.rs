@@ -9,6 +9,7 @@ use std::sync::Arc;
 use chrono::Utc;
 use serde::Deserialize;
 use strongroom_catalog::{ClaimedJob, FinishedRestore};
+use strongroom_connectors::Stop;
 use strongroom_connectors::files::{self, FilesRestore};
 use strongroom_connectors::postgres::{self, DrillConfig, PostgresTarget, RestoreOptions};
 use strongroom_proto::TargetKind;
@@ -159,13 +160,29 @@ fn restore(
     context: &AttemptContext,
 ) -> Result<Restored, RestoreFailed> {
     let source = WatchedSource::new(reader, context);
+    let stop = Stop::default();
+    let _watch = context.on_stop({
+        let stop = stop.clone();
+        move || stop.stop()
+    });
+    stop.run(|| checked_restore(&source, kind, destination, params, second_attempt, drill))
+}
+
+fn checked_restore(
+    source: &dyn EntrySource,
+    kind: TargetKind,
+    destination: &str,
+    params: &Params,
+    second_attempt: bool,
+    drill: &DrillConfig,
+) -> Result<Restored, RestoreFailed> {
     if params.verify_before_restore {
-        verify_first(&source, kind, drill)?;
+        verify_first(source, kind, drill)?;
     }
     let allow_non_empty = params.overwrite_reason.is_some();
     let restored = match kind {
-        TargetKind::Postgres => into_database(&source, destination, allow_non_empty, drill),
-        TargetKind::Files | TargetKind::Command => into_folder(&source, Path::new(destination), allow_non_empty),
+        TargetKind::Postgres => into_database(source, destination, allow_non_empty, drill),
+        TargetKind::Files | TargetKind::Command => into_folder(source, Path::new(destination), allow_non_empty),
         TargetKind::Bucket | TargetKind::Config => Err(RestoreFailed {
             message: format!("backups of kind {kind} cannot be restored by this version: upgrade the restorer"),
             retryable: false,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use chrono::Utc;
 use strongroom_catalog::{ClaimedJob, FinishedVerification};
 use strongroom_connectors::postgres::{self, DrillConfig};
-use strongroom_connectors::{command, files};
+use strongroom_connectors::{Stop, command, files};
 use strongroom_proto::TargetKind;
 use strongroom_proto::receipt::{
     Check, CheckOutcome, Integrity, VERIFICATION_RECEIPT_SCHEMA, ValidationMethod, VerificationReceipt,
@@ -189,8 +189,13 @@ fn restore_and_compare(
     context: &AttemptContext,
 ) -> Result<Vec<Check>, CannotTry> {
     let source = WatchedSource::new(reader, context);
+    let stop = Stop::default();
+    let _watch = context.on_stop({
+        let stop = stop.clone();
+        move || stop.stop()
+    });
     match kind {
-        TargetKind::Postgres => postgres::drill(&source, drill).map_err(|error| CannotTry {
+        TargetKind::Postgres => stop.run(|| postgres::drill(&source, drill)).map_err(|error| CannotTry {
             message: one_line(&error),
             retryable: error.is_retryable(),
         }),

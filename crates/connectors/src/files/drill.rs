@@ -11,6 +11,7 @@ use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource};
 use strongroom_proto::receipt::{Check, CheckOutcome};
 
 use super::restore::{FilesRestore, FilesRestored, path_bytes};
+use crate::scratch::ScratchDir;
 
 const SCRATCH_PREFIX: &str = "files-drill-";
 
@@ -43,10 +44,7 @@ pub fn drill_files(source: &dyn EntrySource, scratch_dir: &Path) -> Result<Vec<C
         source,
     };
     std::fs::create_dir_all(scratch_dir).map_err(scratch_error)?;
-    let scratch = tempfile::Builder::new()
-        .prefix(SCRATCH_PREFIX)
-        .tempdir_in(scratch_dir)
-        .map_err(scratch_error)?;
+    let scratch = ScratchDir::create(scratch_dir, SCRATCH_PREFIX, 0o700, |_| {}).map_err(scratch_error)?;
     let tree = scratch.path().join("tree");
     let (expected, listed) = match expected_totals(source) {
         Ok(totals) => totals,

@@ -6,7 +6,7 @@
 //! an archive, so it is whole when every TOC entry that has data has had its block.
 //!
 //! Invariants: nothing of the data is copied or kept, whatever its size; what is kept of the TOC is bounded by
-//! [`DATA_ENTRIES_MAX`]; a byte that the format does not allow at its place is an error.
+//! `DATA_ENTRIES_MAX`; a byte that the format does not allow at its place is an error.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -6,7 +6,6 @@
 //! removed by the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +19,7 @@ use super::dump::{DumpError, dump, media};
 use super::restore::{Backup, RestoreError, RestoreOptions, is_damage, restore_backup};
 use super::sql::{Sql, SqlError};
 use super::target::{PostgresTarget, TargetError};
+use crate::scratch::ScratchDir;
 
 const SUPERUSER: &str = "strongroom_scratch";
 const SCRATCH_PREFIX: &str = "drill-";
@@ -138,7 +138,6 @@ impl DrillError {
 /// Restores a backup into a scratch cluster and compares the result with what was dumped: the checks `server started`,
 /// `restore`, `row counts`, `content digests`, `large objects` and `object counts`, always in this order.
 pub fn drill(source: &dyn EntrySource, config: &DrillConfig) -> Result<Vec<Check>, DrillError> {
-    remove_leftovers(&config.scratch_dir);
     let mut checks = DrillChecks::default();
     let backup = match Backup::open(source) {
         Ok(backup) => backup,
@@ -381,10 +380,13 @@ struct Scratch {
 
 impl Scratch {
     fn create(scratch_dir: &Path, binaries: ServerBinaries) -> Result<Self, DrillError> {
-        let dir = ScratchDir::create(scratch_dir)?;
+        std::fs::create_dir_all(scratch_dir).map_err(scratch_error("create", scratch_dir))?;
+        // Open to pass, not to read: the server runs as another user where we are root.
+        let dir = ScratchDir::create(scratch_dir, SCRATCH_PREFIX, 0o711, remove_socket_dir)
+            .map_err(scratch_error("create a folder in", scratch_dir))?;
         let socket_dir = tempfile::Builder::new().prefix(SOCKET_PREFIX).tempdir_in(SOCKET_PARENT);
         let socket_dir = socket_dir.map_err(scratch_error("create a socket folder in", Path::new(SOCKET_PARENT)))?;
-        let note = dir.path.join(SOCKET_NOTE);
+        let note = dir.path().join(SOCKET_NOTE);
         std::fs::write(&note, socket_dir.path().as_os_str().as_encoded_bytes())
             .map_err(scratch_error("write", &note))?;
         // Nothing in it must survive a crash, and nothing of it may act on its own: no jobs, no replication.
@@ -411,7 +413,7 @@ impl Scratch {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .to_vec(),
         };
-        let mut cluster = Cluster::create(binaries, &dir.path.join("data"), options)
+        let mut cluster = Cluster::create(binaries, &dir.path().join("data"), options)
             .map_err(|source| server_error(source, scratch_dir))?;
         cluster.start().map_err(|source| server_error(source, scratch_dir))?;
         Ok(Self {
@@ -454,72 +456,15 @@ fn server_error(source: ClusterError, scratch_dir: &Path) -> DrillError {
     DrillError::Server { source }
 }
 
-/// A folder of a drill that runs: locked as long as its process lives, removed at the end.
-struct ScratchDir {
-    path: PathBuf,
-    _lock: File,
-}
-
-impl ScratchDir {
-    fn create(parent: &Path) -> Result<Self, DrillError> {
-        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-        std::fs::create_dir_all(parent).map_err(scratch_error("create", parent))?;
-        loop {
-            let dir = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in(parent);
-            let dir = dir.map_err(scratch_error("create a folder in", parent))?;
-            // Open to pass, not to read: the server runs as another user where we are root.
-            let passable = std::fs::Permissions::from_mode(0o711);
-            std::fs::set_permissions(dir.path(), passable).map_err(scratch_error("open", dir.path()))?;
-            let Ok(lock) = File::open(dir.path()) else { continue };
-            let is_locked = lock.try_lock().is_ok();
-            // Another drill may have taken it for a leftover in between.
-            let is_still_there = std::fs::metadata(dir.path())
-                .is_ok_and(|there| lock.metadata().is_ok_and(|ours| there.ino() == ours.ino()));
-            if is_locked && is_still_there {
-                return Ok(Self {
-                    path: dir.keep(),
-                    _lock: lock,
-                });
-            }
-        }
-    }
-}
-
-impl Drop for ScratchDir {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "a scratch folder could not be removed");
-        }
-    }
-}
-
-/// Removes the folders of drills whose process is gone.
-fn remove_leftovers(parent: &Path) {
-    let Ok(entries) = std::fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let is_scratch = entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(SCRATCH_PREFIX.as_bytes());
-        if !is_scratch || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        let Ok(lock) = File::open(&path) else { continue };
-        if lock.try_lock().is_err() {
-            continue;
-        }
-        if let Ok(socket_dir) = std::fs::read_to_string(path.join(SOCKET_NOTE)) {
-            let socket_dir = Path::new(&socket_dir);
-            let name = socket_dir.file_name().unwrap_or_default().as_encoded_bytes();
-            if socket_dir.parent() == Some(Path::new(SOCKET_PARENT)) && name.starts_with(SOCKET_PREFIX.as_bytes()) {
-                let _ = std::fs::remove_dir_all(socket_dir);
-            }
-        }
-        match std::fs::remove_dir_all(&path) {
-            Ok(()) => tracing::info!(path = %path.display(), "removed what a killed drill had left"),
-            Err(error) => tracing::warn!(path = %path.display(), %error, "a scratch folder could not be removed"),
-        }
+/// Removes the socket's folder of a drill that was killed.
+fn remove_socket_dir(scratch: &Path) {
+    let Ok(socket_dir) = std::fs::read_to_string(scratch.join(SOCKET_NOTE)) else {
+        return;
+    };
+    let socket_dir = Path::new(&socket_dir);
+    let name = socket_dir.file_name().unwrap_or_default().as_encoded_bytes();
+    if socket_dir.parent() == Some(Path::new(SOCKET_PARENT)) && name.starts_with(SOCKET_PREFIX.as_bytes()) {
+        let _ = std::fs::remove_dir_all(socket_dir);
     }
 }
 

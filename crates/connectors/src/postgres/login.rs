@@ -6,21 +6,21 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use tempfile::TempDir;
-
 use super::target::Endpoint;
+use crate::scratch::ScratchDir;
 
 const PASS_FILE: &str = "pgpass";
+const DIR_PREFIX: &str = "strongroom-login-";
 
 /// An endpoint with its pass file, which lives as long as this does.
 pub(crate) struct Login {
     endpoint: Endpoint,
-    dir: TempDir,
+    dir: ScratchDir,
 }
 
 impl Login {
     pub(crate) fn create(endpoint: &Endpoint) -> io::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("strongroom-login-").tempdir()?;
+        let dir = ScratchDir::create(&std::env::temp_dir(), DIR_PREFIX, 0o700, |_| {})?;
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)

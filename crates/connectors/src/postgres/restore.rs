@@ -28,7 +28,7 @@ use super::quote;
 use super::sql::{Sql, SqlError};
 use super::target::{Endpoint, PostgresTarget, TargetError};
 use super::tools::{self, ToolSet};
-use crate::child::{Input, Output, ToolChild, ToolOutput, describe};
+use crate::child::{Input, Output, Stop, ToolChild, ToolOutput, describe};
 
 /// Tables restored at the same time.
 const PARALLEL_TABLES: usize = 2;
@@ -497,9 +497,10 @@ impl Runner<'_> {
             }
             Ok(())
         };
+        let stop = Stop::current();
         std::thread::scope(|scope| {
             let workers = PARALLEL_TABLES.min(self.backup.tables.len());
-            let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            let threads: Vec<_> = (0..workers).map(|_| scope.spawn(|| stop.run(work))).collect();
             let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
