@@ -451,7 +451,8 @@ fn capitalised(name: &str) -> String {
     name.split('-').map(word).collect::<Vec<_>>().join("-")
 }
 
-fn percent_decoded(text: &str) -> String {
+/// A text with its `%XX` sequences replaced by the bytes they stand for.
+pub fn percent_decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;

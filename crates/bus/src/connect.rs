@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::jetstream;
+use strongroom_proto::events::percent_decoded;
 use tokio::sync::watch;
 
 /// The oldest server that is accepted: older ones lose acknowledged messages when they crash, or cannot be told to
@@ -101,6 +102,17 @@ impl Bus {
                 async {}
             })
             .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 100).min(1000)));
+        // The client reads addresses from URLs, and nothing else.
+        match servers
+            .iter()
+            .find_map(|server| Some((server.username()?, server.password())))
+        {
+            Some((user, Some(password))) => {
+                options = options.user_and_password(percent_decoded(user), percent_decoded(password));
+            }
+            Some((token, None)) => options = options.token(percent_decoded(token)),
+            None => {}
+        }
         if let Some(path) = &config.credentials_file {
             options = options
                 .credentials_file(path)

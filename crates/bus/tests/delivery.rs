@@ -208,3 +208,22 @@ async fn a_server_without_jetstream_is_refused_with_what_to_do() {
     .unwrap_err();
     assert!(refused.to_string().contains("JetStream"), "{refused}");
 }
+
+#[tokio::test]
+async fn user_and_password_of_the_url_are_shown_to_the_server() {
+    let server =
+        Nats::start_with("authorization { users: [ { user: strongroom, password: \"p@ss word\" } ] }").unwrap();
+    let url = |userinfo: &str| server.url().replace("nats://", &format!("nats://{userinfo}@"));
+    let connect = |url: String| async move {
+        Bus::connect(
+            &BusConfig {
+                url,
+                ..BusConfig::default()
+            },
+            "test",
+        )
+        .await
+    };
+    connect(url("strongroom:p%40ss%20word")).await.unwrap();
+    assert!(connect(url("strongroom:wrong")).await.is_err());
+}
