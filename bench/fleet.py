@@ -89,7 +89,7 @@ class Postgres:
                     md5(n::text) AS reference,
                     jsonb_build_object('items', jsonb_build_array(md5((n+1)::text), md5((n+2)::text)), 'note',
                         'leave at the door of number ' || n % 300, 'weights', jsonb_build_array(n % 7, n % 11, n % 13)) AS detail
-                FROM generate_series(1, {rows}) AS n;
+                FROM generate_series(1::bigint, {rows}) AS n;
                 ALTER TABLE orders ADD PRIMARY KEY (id); VACUUM ANALYZE;""",
         )
 
