@@ -161,6 +161,8 @@ fn tracer_provider(service: &'static str, endpoint: Option<&str>) -> Result<SdkT
     };
     let endpoint = traces_endpoint(endpoint);
     // The blocking client brings a runtime of its own, which must not be made inside another one.
+    // The HTTP client wants a TLS provider even for plain HTTP.
+    crate::entry::install_tls_provider();
     let exporter = std::thread::spawn({
         let endpoint = endpoint.clone();
         move || {
