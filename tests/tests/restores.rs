@@ -253,3 +253,21 @@ async fn a_damaged_vault_fails_the_verification_and_raises_an_alert() {
     let (_, status) = fleet.api.get("/api/v1/backup/status").await.unwrap();
     assert_eq!(status["system_status"], "critical");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_output_of_a_command_comes_back_as_a_file() {
+    let fleet = Fleet::start(&[command_target("hello", "hello world")]).await.unwrap();
+    let (backup_id, _) = backed_up(&fleet, "hello").await;
+    let destination = fleet.dir().join("back");
+    let ask = json!({ "backup_id": backup_id, "destination": destination, "verify_before_restore": true });
+    let (_, created) = fleet.api.post("/api/v1/restore/create", ask).await.unwrap();
+    fleet
+        .api
+        .completed(created["restore_id"].as_str().unwrap())
+        .await
+        .unwrap();
+    assert_eq!(
+        std::fs::read_to_string(destination.join("output")).unwrap(),
+        "hello world"
+    );
+}

@@ -11,8 +11,8 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process_group};
-use strongroom_proto::manifest::{Entry, EntrySink, EntrySource};
-use strongroom_proto::receipt::{Check, CheckOutcome, Missing, SourceFacts};
+use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource};
+use strongroom_proto::receipt::{Missing, SourceFacts};
 
 use crate::child::{Input, Output, ToolChild, ToolOutput, describe};
 
@@ -185,39 +185,43 @@ pub fn dump(target: &CommandTarget, sink: &mut dyn EntrySink) -> Result<CommandR
     })
 }
 
-/// Reads everything back: the check `content readable`.
-pub fn drill_command(source: &dyn EntrySource) -> Vec<Check> {
-    let mut counter = Counter::default();
-    let (outcome, detail) = match source.replay(&mut counter) {
-        Ok(()) if counter.entries == 0 => (CheckOutcome::Failed, "the backup has no output entry".to_owned()),
-        Ok(()) => (CheckOutcome::Passed, format!("{} bytes", counter.bytes)),
-        Err(error) => (CheckOutcome::Failed, format!("after {} bytes: {error}", counter.bytes)),
-    };
-    vec![Check {
-        name: "content readable".to_owned(),
-        outcome,
-        detail,
-    }]
+/// A command's backup as a tree of one file, `output`, which is how it is restored and tried.
+pub struct OutputAsFile<'a>(pub &'a dyn EntrySource);
+
+impl EntrySource for OutputAsFile<'_> {
+    fn for_each_entry(&self, each: &mut dyn FnMut(&Entry, u64) -> io::Result<()>) -> io::Result<()> {
+        self.0.for_each_entry(&mut |entry, bytes| each(&as_file(entry), bytes))
+    }
+
+    fn copy_content(&self, path: &str, out: &mut dyn io::Write) -> io::Result<()> {
+        self.0.copy_content(path, out)
+    }
+
+    fn replay(&self, sink: &mut dyn EntrySink) -> io::Result<()> {
+        self.0.replay(&mut FileSink(sink))
+    }
 }
 
-#[derive(Default)]
-struct Counter {
-    entries: u64,
-    bytes: u64,
-}
+struct FileSink<'a>(&'a mut dyn EntrySink);
 
-impl EntrySink for Counter {
+impl EntrySink for FileSink<'_> {
     fn begin(&mut self, entry: &Entry) -> io::Result<()> {
-        self.entries += u64::from(entry.media.as_deref() == Some(MEDIA));
-        Ok(())
+        self.0.begin(&as_file(entry))
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.bytes += bytes.len() as u64;
-        Ok(())
+        self.0.write(bytes)
     }
 
     fn end(&mut self) -> io::Result<()> {
-        Ok(())
+        self.0.end()
+    }
+}
+
+fn as_file(entry: &Entry) -> Entry {
+    Entry {
+        kind: EntryKind::File,
+        media: None,
+        ..entry.clone()
     }
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -37,6 +37,8 @@ const RETRY_SECONDS: u64 = 60;
 const REQUEST_SECONDS: u64 = 180;
 /// How often a put is tried again after a failure whose outcome is unknown; each try is create-if-absent.
 const PUT_TRIES: u32 = 3;
+/// The pause between them.
+const PUT_PAUSE: Duration = Duration::from_millis(500);
 /// Objects of at least this size are asked for once more after an S3 put, to compare their size.
 const HEAD_AFTER_PUT_BYTES: usize = 1024 * 1024;
 /// How much of a file is compared or digested at a time.
@@ -335,7 +337,6 @@ impl Store {
     async fn create(&self, object: &str, bytes: Bytes) -> Result<Created, StoreError> {
         let path = Path::from(object);
         let mut tries_left = PUT_TRIES;
-        let began = Instant::now();
         loop {
             tries_left -= 1;
             let payload = PutPayload::from_bytes(bytes.clone());
@@ -348,11 +349,12 @@ impl Store {
                 Err(object_store::Error::AlreadyExists { .. }) => return Ok(Created::Before),
                 Err(error) => {
                     let error = classify("put", object, error);
-                    // Most failures were retried below already; this is for those whose outcome is unknown.
-                    let is_late = began.elapsed() >= Duration::from_secs(RETRY_SECONDS);
-                    if tries_left == 0 || is_late || !error.is_retryable() {
+                    // Most failures were retried below already; this is for those whose outcome is unknown, a put
+                    // that timed out among them.
+                    if tries_left == 0 || !error.is_retryable() {
                         return Err(error);
                     }
+                    tokio::time::sleep(PUT_PAUSE).await;
                 }
             }
         }

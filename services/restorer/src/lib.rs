@@ -10,6 +10,7 @@ use chrono::Utc;
 use serde::Deserialize;
 use strongroom_catalog::{ClaimedJob, FinishedRestore};
 use strongroom_connectors::Stop;
+use strongroom_connectors::command::OutputAsFile;
 use strongroom_connectors::files::{self, FilesRestore};
 use strongroom_connectors::postgres::{self, DrillConfig, PostgresTarget, RestoreOptions};
 use strongroom_proto::TargetKind;
@@ -89,6 +90,20 @@ impl JobHandler for Restorer {
                 ));
             }
             Err(error) => return failed(error.is_retryable(), one_line(&error)),
+        }
+        // What is there is written over only for a backup whose every object is as it was stored.
+        if params.overwrite_reason.is_some() {
+            match vault.check(&job.backup_id).await {
+                Ok(report) if report.is_sound() => {}
+                Ok(report) => {
+                    let damage: Vec<String> = report.damage.iter().map(ToString::to_string).collect();
+                    return Outcome::Failed(format!(
+                        "the backup is damaged, nothing was restored: {}",
+                        damage.join("; ")
+                    ));
+                }
+                Err(error) => return failed(error.is_retryable(), one_line(&error)),
+            }
         }
         let reader = match vault.open_backup(&job.backup_id, &self.identity).await {
             Ok(reader) => reader,
@@ -182,7 +197,8 @@ fn checked_restore(
     let allow_non_empty = params.overwrite_reason.is_some();
     let restored = match kind {
         TargetKind::Postgres => into_database(source, destination, allow_non_empty, drill),
-        TargetKind::Files | TargetKind::Command => into_folder(source, Path::new(destination), allow_non_empty),
+        TargetKind::Files => into_folder(source, Path::new(destination), allow_non_empty),
+        TargetKind::Command => into_folder(&OutputAsFile(source), Path::new(destination), allow_non_empty),
         TargetKind::Bucket | TargetKind::Config => Err(RestoreFailed {
             message: format!("backups of kind {kind} cannot be restored by this version: upgrade the restorer"),
             retryable: false,
@@ -205,7 +221,9 @@ fn verify_first(source: &dyn EntrySource, kind: TargetKind, drill: &DrillConfig)
             message: one_line(&error),
             retryable: error.is_retryable(),
         })?,
-        TargetKind::Files => {
+        TargetKind::Files | TargetKind::Command => {
+            let output = OutputAsFile(source);
+            let source: &dyn EntrySource = if kind == TargetKind::Command { &output } else { source };
             let scratch = std::fs::create_dir_all(&drill.scratch_dir)
                 .and_then(|()| tempfile::Builder::new().prefix("drill-").tempdir_in(&drill.scratch_dir))
                 .map_err(|error| RestoreFailed {
@@ -217,8 +235,8 @@ fn verify_first(source: &dyn EntrySource, kind: TargetKind, drill: &DrillConfig)
                 retryable: true,
             })?
         }
-        // Reading it is all there is to try, and the restore does that.
-        _ => return Ok(()),
+        // The restore itself says that this version cannot.
+        TargetKind::Bucket | TargetKind::Config => return Ok(()),
     };
     match checks.iter().find(|check| check.outcome != CheckOutcome::Passed) {
         None => Ok(()),

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use chrono::Utc;
 use strongroom_catalog::{ClaimedJob, FinishedVerification};
+use strongroom_connectors::command::OutputAsFile;
 use strongroom_connectors::postgres::{self, DrillConfig};
-use strongroom_connectors::{Stop, command, files};
+use strongroom_connectors::{Stop, files};
 use strongroom_proto::TargetKind;
+use strongroom_proto::manifest::EntrySource;
 use strongroom_proto::receipt::{
     Check, CheckOutcome, Integrity, VERIFICATION_RECEIPT_SCHEMA, ValidationMethod, VerificationReceipt,
 };
@@ -199,10 +201,11 @@ fn restore_and_compare(
             message: one_line(&error),
             retryable: error.is_retryable(),
         }),
-        TargetKind::Command => Ok(command::drill_command(&source)),
-        TargetKind::Files => {
+        TargetKind::Files | TargetKind::Command => {
             let scratch = tempfile_in(&drill.scratch_dir)?;
-            files::drill_files(&source, scratch.path()).map_err(|error| CannotTry {
+            let output = OutputAsFile(&source);
+            let source: &dyn EntrySource = if kind == TargetKind::Command { &output } else { &source };
+            files::drill_files(source, scratch.path()).map_err(|error| CannotTry {
                 message: one_line(&error),
                 retryable: true,
             })

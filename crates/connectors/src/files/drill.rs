@@ -87,17 +87,17 @@ pub fn drill_files(source: &dyn EntrySource, scratch_dir: &Path) -> Result<Vec<C
     Ok(vec![restored_check, contents_check])
 }
 
+/// What is damaged fails the check; what could not be tried is an error, and proves nothing.
 fn failed(error: io::Error, scratch_dir: &Path) -> Result<Vec<Check>, FilesDrillError> {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::PermissionDenied => Err(FilesDrillError::Scratch {
             path: scratch_dir.to_owned(),
             source: error,
         }),
-        io::ErrorKind::ConnectionRefused
-        | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::ConnectionAborted
-        | io::ErrorKind::TimedOut => Err(FilesDrillError::Read { source: error }),
-        _ => Ok(vec![
+        io::ErrorKind::InvalidData
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::NotFound => Ok(vec![
             Check {
                 name: "restore".to_owned(),
                 outcome: CheckOutcome::Failed,
@@ -109,6 +109,7 @@ fn failed(error: io::Error, scratch_dir: &Path) -> Result<Vec<Check>, FilesDrill
                 detail: "skipped: the restore failed".to_owned(),
             },
         ]),
+        _ => Err(FilesDrillError::Read { source: error }),
     }
 }
 

@@ -97,6 +97,8 @@ impl FilesRestore {
             let directory = self.directory(&components)?;
             self.set_facts(&directory, &entry)?;
         }
+        // A full disk or quota may show only when everything is written out.
+        rustix::fs::syncfs(&self.root)?;
         Ok(self.restored)
     }
 

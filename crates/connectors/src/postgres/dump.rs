@@ -260,6 +260,41 @@ pub fn dump(target: &PostgresTarget, sink: &mut dyn EntrySink) -> Result<DumpRep
     Ok(DumpReport { facts, missing })
 }
 
+/// Tables locked by one statement.
+const LOCK_BATCH: usize = 200;
+/// How often the list of tables is read again because one of them was dropped before it was locked.
+const LOCK_TRIES: usize = 3;
+
+/// Begins the transaction whose snapshot everything is dumped in, with every table locked against TRUNCATE, rewriting
+/// ALTER TABLE and DROP before the snapshot is taken. Those do not respect snapshots: a table truncated between two of
+/// our streams would be read as empty, and counted as empty.
+fn begin_with_locks(sql: &mut Sql) -> Result<(), SqlError> {
+    let mut tries = 1;
+    loop {
+        let tables = sql.column(
+            "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+               AND n.nspname <> 'information_schema' AND has_table_privilege(c.oid, 'SELECT')
+             ORDER BY c.oid",
+        )?;
+        sql.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+        let locked = tables.chunks(LOCK_BATCH).try_for_each(|batch| {
+            let list: Vec<String> = batch.iter().map(|table| format!("ONLY {table}")).collect();
+            sql.run(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", list.join(", ")))
+        });
+        match locked {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                sql.run("ROLLBACK")?;
+                if tries == LOCK_TRIES {
+                    return Err(error);
+                }
+                tries += 1;
+            }
+        }
+    }
+}
+
 /// What is dumped, decided in the snapshot.
 struct Plan {
     snapshot: String,
@@ -278,7 +313,7 @@ impl Plan {
         if major >= 17 {
             sql.run("SET transaction_timeout = 0")?;
         }
-        sql.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+        begin_with_locks(sql)?;
         let snapshot = sql.value("SELECT pg_export_snapshot()")?;
         let encoding = sql.value("SHOW server_encoding")?;
         let large_tables = facts::large_tables(sql, large_table_bytes, &encoding)?;

@@ -59,7 +59,7 @@ impl Login {
             .env("PGPASSFILE", self.dir.path().join(PASS_FILE))
             .env("PGTZ", "UTC")
             // A setting of the database must not change how the same value is written.
-            .env("PGOPTIONS", "-c bytea_output=hex")
+            .env("PGOPTIONS", "-c bytea_output=hex -c lc_monetary=C")
             .env("PGAPPNAME", "strongroom")
             .env("PGCONNECT_TIMEOUT", "10")
             // Messages are recognised by their English text.

@@ -93,10 +93,14 @@ fn ids_of(users: &str, name: &str) -> Option<(u32, u32)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// Removes what a server must not inherit from our environment.
+/// Gives a server of ours an environment of its own. Ours may hold secrets, and a scratch server runs what a backup
+/// says.
 pub(crate) fn clean_environment(command: &mut Command) -> &mut Command {
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
-        command.env_remove(name);
+    command.env_clear();
+    for name in ["PATH", "LD_LIBRARY_PATH", "TMPDIR"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
     }
     command.env("LC_ALL", OsStr::new("C")).env("TZ", "UTC")
 }

@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use strongroom_connectors::command::{CommandError, CommandTarget, drill_command, dump};
+use strongroom_connectors::command::{CommandError, CommandTarget, OutputAsFile, dump};
+use strongroom_connectors::files::{FilesRestore, drill_files};
+use strongroom_proto::manifest::EntrySource as _;
 use strongroom_proto::receipt::CheckOutcome;
 
 use crate::memory::Memory;
@@ -23,11 +25,21 @@ fn the_output_of_a_command_is_the_backup() {
     let report = dump(&shell("echo $NAME; seq 200000", MINUTE), &mut memory).unwrap();
     assert!(memory.text("output").starts_with("value\n1\n2\n"));
     assert_eq!(report.bytes, memory.content("output").len() as u64);
-    let checks = drill_command(&memory);
-    assert_eq!(checks[0].name, "content readable");
-    assert_eq!(checks[0].outcome, CheckOutcome::Passed);
-    assert_eq!(checks[0].detail, format!("{} bytes", report.bytes));
-    assert_eq!(drill_command(&Memory::default())[0].outcome, CheckOutcome::Failed);
+    let scratch = tempfile::tempdir().unwrap();
+    let checks = drill_files(&OutputAsFile(&memory), scratch.path()).unwrap();
+    assert!(
+        checks.iter().all(|check| check.outcome == CheckOutcome::Passed),
+        "{checks:?}"
+    );
+
+    let destination = scratch.path().join("restored");
+    let mut restore = FilesRestore::create(&destination, false).unwrap();
+    OutputAsFile(&memory).replay(&mut restore).unwrap();
+    restore.finish().unwrap();
+    assert_eq!(
+        std::fs::read(destination.join("output")).unwrap(),
+        memory.content("output")
+    );
 }
 
 #[test]

@@ -357,3 +357,48 @@ fn the_oldest_tool_that_fits_is_used() {
     );
     assert!(facts.database_bytes > 1_000_000);
 }
+
+/// Tries to empty a table whenever an entry begins.
+struct Truncating<'a> {
+    server: &'a Server,
+    memory: Memory,
+    refused: usize,
+}
+
+impl EntrySink for Truncating<'_> {
+    fn begin(&mut self, entry: &Entry) -> io::Result<()> {
+        if entry.path != "checks.json" {
+            let said = self.server.sql(
+                "shop",
+                "SET lock_timeout = '50ms'; DO $$ BEGIN TRUNCATE big; EXCEPTION WHEN lock_not_available THEN PERFORM set_config('t.r', 'refused', false); END $$; SELECT current_setting('t.r', true)",
+            );
+            self.refused += usize::from(said.contains("refused"));
+        }
+        self.memory.begin(entry)
+    }
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.memory.write(bytes)
+    }
+    fn end(&mut self) -> io::Result<()> {
+        self.memory.end()
+    }
+}
+
+#[test]
+fn a_table_cannot_be_emptied_between_the_streams_of_a_dump() {
+    let server = Server::start(oldest());
+    server.create_database(
+        "shop",
+        "CREATE TABLE big AS SELECT n, md5(n::text) FROM generate_series(1, 20000) n",
+    );
+    let mut target = server.target("shop");
+    target.large_table_bytes = 100_000;
+    let mut sink = Truncating {
+        server: &server,
+        memory: Memory::default(),
+        refused: 0,
+    };
+    dump(&target, &mut sink).unwrap();
+    assert_eq!(sink.refused, 3, "while each of globals, database and table was read");
+    assert_eq!(rows(&checks(&sink.memory), "big"), 20_000);
+}
