@@ -53,6 +53,48 @@ def backup(standalone: fleet.Standalone, dumper) -> dict:
     }
 
 
+def ended(standalone: fleet.Standalone, job: str) -> None:
+    while True:
+        view = standalone.api(f"/api/v1/jobs/{job}")
+        if view["status"] == "completed":
+            return
+        if view["status"] in ("failed", "cancelled"):
+            raise SystemExit(view["error"])
+        time.sleep(0.05)
+
+
+def workers(server: fleet.Postgres) -> dict:
+    """Peak memory of a dumper, a verifier and a restorer, each a process of its own, on one database."""
+    standalone = fleet.Standalone(coordinator_verify_after_backup="false", worker_pool="elsewhere")
+    peaks = {}
+    running = []
+    try:
+        standalone.add_target("shop", kind="postgres", url=server.url("shop"))
+        scratch = os.path.join(standalone.dir, "scratch")
+        for service, key in (
+            ("dumper", "STRONGROOM_KEYS_WRITER_KEY_FILE=writer.key"),
+            ("verifier", "STRONGROOM_KEYS_IDENTITY_FILE=identity.txt"),
+            ("restorer", "STRONGROOM_KEYS_IDENTITY_FILE=identity.txt"),
+        ):
+            running.append((service, standalone.worker(service, key, worker_scratch_dir=scratch)))
+        time.sleep(1.5)
+        ended(standalone, standalone.api("/api/v1/backup/create", {"targets": ["shop"]})["job_id"])
+        backup_id = standalone.api("/api/v1/backup/list")["backups"][0]["backup_id"]
+        ended(standalone, standalone.api("/api/v1/backup/verify", {"backup_id": backup_id})["job_id"])
+        server.sql("postgres", "DROP DATABASE IF EXISTS shop_restored")
+        ask = {"backup_id": backup_id, "destination": server.url("shop_restored")}
+        ended(standalone, standalone.api("/api/v1/restore/create", ask)["restore_id"])
+        for service, process in running:
+            peaks[service] = fleet.peak_mebibytes(process.pid)
+        server.sql("postgres", "DROP DATABASE shop_restored")
+    finally:
+        for _, process in running:
+            process.terminate()
+            process.wait()
+        standalone.stop()
+    return peaks
+
+
 def ours(server: fleet.Postgres) -> tuple[dict, dict]:
     standalone = fleet.Standalone(coordinator_verify_after_backup="false")
     try:
@@ -105,6 +147,8 @@ def main() -> None:
         size_ratio = statistics.median(r["size"] for r in first) / statistics.median(r["size"] for r in peers)
         print(f"\nwall time, first backup over peer: {ratio:.2f} (at most 1.10 wanted)")
         print(f"size, first backup over peer: {size_ratio:.2f}")
+        peaks = ", ".join(f"{service} {peak:.0f} MiB" for service, peak in workers(server).items())
+        print(f"peak memory of each worker: {peaks} (under 256 wanted)")
         print("rounds, wall seconds: peer " + ", ".join(f"{r['wall']:.2f}" for r in peers)
               + "; strongroom " + ", ".join(f"{r['wall']:.2f}" for r in first))
     finally:

@@ -281,6 +281,18 @@ async fn a_schedule_fires_once_whatever_number_of_coordinators_look_at_the_clock
         "1"
     );
 
+    let traced = "SELECT count(*) FROM backup_jobs WHERE traceparent IS NOT NULL";
+    assert_ne!(fleet.sql(traced).unwrap(), "0", "a schedule begins a trace");
+    let spec =
+        json!({ "name": "nightly", "cron_expression": "0 4 * * *", "targets": ["command"], "retention_days": 9 });
+    let (status, view) = api
+        .send(reqwest::Method::PUT, "/api/v1/schedules/nightly", spec)
+        .await
+        .unwrap();
+    assert_eq!(
+        (status, &view["cron_expression"], &view["retention_days"]),
+        (200, &json!("0 4 * * *"), &json!(9))
+    );
     let (status, view) = api.post("/api/v1/schedules/nightly/disable", json!({})).await.unwrap();
     assert_eq!(
         (status, &view["enabled"], &view["next_run"]),

@@ -13,7 +13,9 @@ use strongroom_proto::api::{CreateBackup, ScheduleSpec, ScheduleView};
 use strongroom_proto::events::Ask;
 use strongroom_proto::receipt::{InitiatedBy, Operator};
 use strongroom_runtime::entry::one_line;
+use strongroom_runtime::telemetry;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::Coordinator;
 
@@ -40,7 +42,8 @@ pub(crate) fn next_run(spec: &ScheduleSpec) -> Result<Option<chrono::DateTime<Ut
 async fn fire_due(coordinator: &Coordinator) -> Result<(), strongroom_catalog::CatalogError> {
     for view in coordinator.catalog.due_schedules(Utc::now()).await? {
         // One schedule that cannot be served must not keep the others waiting.
-        if let Err(error) = serve(coordinator, &view).await {
+        let span = tracing::info_span!("schedule", name = view.spec.name);
+        if let Err(error) = serve(coordinator, &view).instrument(span).await {
             if error.is_retryable() {
                 return Err(error);
             }
@@ -88,7 +91,7 @@ async fn serve(coordinator: &Coordinator, view: &ScheduleView) -> Result<(), str
             initiated_by: InitiatedBy::Automation,
             principal: format!("schedule {} by {}", view.spec.name, view.created_by),
         },
-        traceparent: None,
+        traceparent: telemetry::current_traceparent(),
     };
     let ask = CreateBackup {
         backup_type: view.spec.backup_type,

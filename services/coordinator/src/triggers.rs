@@ -33,7 +33,24 @@ pub(crate) async fn consume(coordinator: Arc<Coordinator>, stop: &CancellationTo
     let bus = coordinator.bus.clone();
     strongroom_bus::consume(&bus, &spec, stop, |delivery| {
         let coordinator = coordinator.clone();
-        async move { take(&coordinator, &delivery).await }
+        async move {
+            let delivery = Arc::new(delivery);
+            let handling = tokio::spawn({
+                let (coordinator, delivery) = (coordinator.clone(), delivery.clone());
+                async move { take(&coordinator, &delivery).await }
+            });
+            // A message that brings its handling down would do so each time it comes again.
+            if handling.await.is_err() {
+                let id = TriggerId::of_event("panic", &delivery.position());
+                refuse(
+                    &coordinator,
+                    &delivery,
+                    &id,
+                    "its handling panicked: this is a defect, please report it",
+                )
+                .await;
+            }
+        }
     })
     .await;
 }
