@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 use std::path::Path;
 
 use strongroom_connectors::files::{FilesError, FilesRestore, drill_files, snapshot};
-use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource as _};
+use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource};
 use strongroom_proto::receipt::CheckOutcome;
 
 use crate::memory::Memory;
@@ -271,4 +271,59 @@ fn a_drill_notices_a_file_that_cannot_be_restored() {
     let checks = drill_files(&memory, scratch.path()).unwrap();
     assert_eq!(checks[0].outcome, CheckOutcome::Failed, "{checks:?}");
     assert_eq!(checks[1].outcome, CheckOutcome::Skipped, "{checks:?}");
+}
+
+/// Says something else the second time.
+struct Fickle<'a> {
+    truth: &'a Memory,
+    replays: std::sync::atomic::AtomicUsize,
+}
+
+impl EntrySource for Fickle<'_> {
+    fn for_each_entry(&self, each: &mut dyn FnMut(&Entry, u64) -> io::Result<()>) -> io::Result<()> {
+        self.truth.for_each_entry(each)
+    }
+
+    fn copy_content(&self, path: &str, out: &mut dyn io::Write) -> io::Result<()> {
+        self.truth.copy_content(path, out)
+    }
+
+    fn replay(&self, sink: &mut dyn EntrySink) -> io::Result<()> {
+        if self.replays.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            return self.truth.replay(sink);
+        }
+        let mut entries = Vec::new();
+        self.truth.for_each_entry(&mut |entry, _| {
+            entries.push(entry.clone());
+            Ok(())
+        })?;
+        for entry in entries {
+            sink.begin(&entry)?;
+            if entry.kind == EntryKind::File {
+                sink.write(b"something else")?;
+            }
+            sink.end()?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_restored_file_that_differs_fails_the_check_of_contents_and_no_other() {
+    let tree = tempfile::tempdir().unwrap();
+    std::fs::write(tree.path().join("a"), "as it was").unwrap();
+    let mut memory = Memory::default();
+    snapshot(tree.path(), &mut memory).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let source = Fickle {
+        truth: &memory,
+        replays: std::sync::atomic::AtomicUsize::new(0),
+    };
+    let checks = drill_files(&source, scratch.path()).unwrap();
+    let failed: Vec<&str> = checks
+        .iter()
+        .filter(|check| check.outcome == CheckOutcome::Failed)
+        .map(|check| check.name.as_str())
+        .collect();
+    assert_eq!(failed, ["file contents"], "{checks:?}");
 }
