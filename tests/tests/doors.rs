@@ -298,6 +298,9 @@ async fn a_schedule_fires_once_whatever_number_of_coordinators_look_at_the_clock
         (status, &view["enabled"], &view["next_run"]),
         (200, &json!(false), &Value::Null)
     );
+    let (status, view) = api.post("/api/v1/schedules/nightly/enable", json!({})).await.unwrap();
+    assert_eq!((status, &view["enabled"]), (200, &json!(true)));
+    assert!(view["next_run"].is_string());
     assert_eq!(
         api.send(reqwest::Method::DELETE, "/api/v1/schedules/nightly", json!({}))
             .await

@@ -2,31 +2,19 @@
 
 use sqlx::PgConnection;
 
-use crate::{Catalog, CatalogError};
+use crate::CatalogError;
 
 /// One line of the audit log.
 #[derive(Debug, Clone)]
-pub struct AuditEntry {
+pub(crate) struct AuditEntry {
     /// Who.
-    pub principal: String,
+    pub(crate) principal: String,
     /// What, as a verb: `restore`, `create schedule`.
-    pub action: &'static str,
+    pub(crate) action: &'static str,
     /// To what.
-    pub object: String,
+    pub(crate) object: String,
     /// What else is worth knowing; no secrets.
-    pub detail: serde_json::Value,
-}
-
-impl Catalog {
-    /// Writes a line of the audit log.
-    pub async fn audit(&self, entry: &AuditEntry) -> Result<(), CatalogError> {
-        let mut connection = self
-            .pool
-            .acquire()
-            .await
-            .map_err(|e| CatalogError::new("write the audit log", e))?;
-        write(&mut connection, entry).await
-    }
+    pub(crate) detail: serde_json::Value,
 }
 
 pub(crate) async fn write(connection: &mut PgConnection, entry: &AuditEntry) -> Result<(), CatalogError> {

@@ -25,7 +25,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool};
 
-pub use audit::AuditEntry;
+use audit::AuditEntry;
 pub use backups::{BackupFilter, OwedVerification};
 pub use dispatch::{DispatchLimits, Dispatched};
 pub use error::CatalogError;

@@ -70,21 +70,7 @@ pub(super) async fn enable(
     headers: HeaderMap,
     Path(name): Path<String>,
 ) -> Result<Json<ScheduleView>, ApiError> {
-    let view = coordinator
-        .catalog
-        .schedule(&name)
-        .await?
-        .ok_or_else(|| missing(&name))?;
-    replace(
-        &coordinator,
-        &name,
-        ScheduleSpec {
-            enabled: true,
-            ..view.spec
-        },
-        &headers,
-    )
-    .await
+    change(&coordinator, &name, |spec| spec.enabled = true, &headers).await
 }
 
 pub(super) async fn disable(
@@ -92,21 +78,19 @@ pub(super) async fn disable(
     headers: HeaderMap,
     Path(name): Path<String>,
 ) -> Result<Json<ScheduleView>, ApiError> {
-    let view = coordinator
-        .catalog
-        .schedule(&name)
-        .await?
-        .ok_or_else(|| missing(&name))?;
-    replace(
-        &coordinator,
-        &name,
-        ScheduleSpec {
-            enabled: false,
-            ..view.spec
-        },
-        &headers,
-    )
-    .await
+    change(&coordinator, &name, |spec| spec.enabled = false, &headers).await
+}
+
+async fn change(
+    coordinator: &Coordinator,
+    name: &str,
+    edit: impl FnOnce(&mut ScheduleSpec),
+    headers: &HeaderMap,
+) -> Result<Json<ScheduleView>, ApiError> {
+    let view = coordinator.catalog.schedule(name).await?.ok_or_else(|| missing(name))?;
+    let mut spec = view.spec;
+    edit(&mut spec);
+    replace(coordinator, name, spec, headers).await
 }
 
 async fn replace(
