@@ -106,6 +106,12 @@ impl fmt::Debug for Recipient {
     }
 }
 
+impl Recipient {
+    pub(crate) fn as_age(&self) -> &dyn age::Recipient {
+        &self.0
+    }
+}
+
 /// Reads an age recipient, `age1…`.
 pub fn parse_recipient(text: &str) -> Result<Recipient, KeyError> {
     let key = text.trim().parse().map_err(|_| KeyError::Recipient {
@@ -157,9 +163,13 @@ impl Identity {
         self.0.iter().map(|key| key.to_public().to_string()).collect()
     }
 
+    pub(crate) fn as_age(&self) -> impl Iterator<Item = &dyn age::Identity> {
+        self.0.iter().map(|key| key as &dyn age::Identity)
+    }
+
     /// Opens an age file for reading.
     pub(crate) fn open<R: Read>(&self, input: R) -> Result<age::stream::StreamReader<R>, age::DecryptError> {
-        age::Decryptor::new(input)?.decrypt(self.0.iter().map(|key| key as &dyn age::Identity))
+        age::Decryptor::new(input)?.decrypt(self.as_age())
     }
 
     /// Opens a small age file whole, of at most `limit_bytes` content.
@@ -198,7 +208,7 @@ impl Identity {
 
 /// Begins an age file to all recipients.
 pub(crate) fn seal<W: Write>(recipients: &[Recipient], output: W) -> io::Result<age::stream::StreamWriter<W>> {
-    age::Encryptor::with_recipients(recipients.iter().map(|r| &r.0 as &dyn age::Recipient))
+    age::Encryptor::with_recipients(recipients.iter().map(Recipient::as_age))
         .map_err(io::Error::other)?
         .wrap_output(output)
 }

@@ -9,7 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use strongroom_proto::manifest::{Entry, EntrySink, EntrySource};
+use strongroom_proto::manifest::{Entry, EntrySink, EntrySource, Listed};
 use strongroom_proto::{BackupId, ChunkId, Sha256Digest};
 use tokio::runtime::Handle;
 use zstd::bulk::Decompressor;
@@ -74,12 +74,7 @@ impl Vault {
         let manifest = self.get_artifact(&committed, &manifest_name).await?;
         let list = self.get_artifact(&committed, &list_name).await?;
 
-        let key_name = layout::writer_key(self.writer_key_id());
-        let sealed_key = self.get_document("read the writer key", &key_name).await?;
-        let sealed_key = sealed_key.ok_or_else(|| ReadError::Missing {
-            object: key_name.clone(),
-        })?;
-        let writer_key = identity.open_writer_key(&key_name, &sealed_key, layout::DOCUMENT_BYTES)?;
+        let writer_key = self.open_writer_key(self.writer_key_id(), identity).await?;
         self.check_writer_key(&writer_key).await?;
 
         let root = Root::open(&manifest_name, &manifest, identity)?;
@@ -185,7 +180,7 @@ impl BackupReader {
 }
 
 impl EntrySource for BackupReader {
-    fn for_each_entry(&self, each: &mut dyn FnMut(&Entry, u64) -> io::Result<()>) -> io::Result<()> {
+    fn for_each_entry(&self, each: &mut dyn FnMut(Listed<'_>) -> io::Result<()>) -> io::Result<()> {
         let mut fetcher = self.fetcher()?;
         let mut lines = self.lines();
         while let Some(entry) = lines.next_entry(&mut fetcher)? {
@@ -195,7 +190,12 @@ impl EntrySource for BackupReader {
                     Part::End(end) => break end,
                 }
             };
-            each(&entry, end.bytes)?;
+            each(Listed {
+                entry: &entry,
+                bytes: end.bytes,
+                hole_bytes: 0,
+                blake3: end.blake3,
+            })?;
         }
         Ok(())
     }
@@ -212,7 +212,12 @@ impl EntrySource for BackupReader {
         Err(ReadError::NoEntry { path: path.to_owned() }.into())
     }
 
-    fn replay(&self, sink: &mut dyn EntrySink) -> io::Result<()> {
+    fn replay_where(
+        &self,
+        wanted: &mut dyn FnMut(Listed<'_>) -> io::Result<bool>,
+        sink: &mut dyn EntrySink,
+    ) -> io::Result<()> {
+        let _ = wanted;
         let mut fetcher = self.fetcher()?;
         let mut lines = self.lines();
         while let Some(entry) = lines.next_entry(&mut fetcher)? {

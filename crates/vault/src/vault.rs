@@ -11,7 +11,7 @@ use strongroom_proto::{BackupId, VaultId};
 use crate::create::{self, NewVault};
 use crate::describe::{ChunkerParameters, Description, FORMAT};
 use crate::error::{CreateVaultError, OpenVaultError, ReadError};
-use crate::keys::{Recipient, WriterKey, parse_recipient};
+use crate::keys::{Identity, Recipient, WriterKey, parse_recipient};
 use crate::layout;
 use crate::store::Store;
 
@@ -136,6 +136,19 @@ impl Vault {
             })
             .collect();
         Ok(ids.into_iter().collect())
+    }
+
+    /// The number of the set of keys that is in force, from 1.
+    pub(crate) fn key_generation(&self) -> u32 {
+        1
+    }
+
+    /// The writer key with this id, sealed in the vault so that an identity alone can check what it reads.
+    pub(crate) async fn open_writer_key(&self, key_id: &str, identity: &Identity) -> Result<WriterKey, ReadError> {
+        let object = layout::writer_key(key_id);
+        let sealed = self.get_document("read the writer key", &object).await?;
+        let sealed = sealed.ok_or_else(|| ReadError::Missing { object: object.clone() })?;
+        identity.open_writer_key(&object, &sealed, layout::DOCUMENT_BYTES)
     }
 
     /// Makes sure that this is the vault's writer key and that `vault.json` is as its holder wrote it.

@@ -13,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use strongroom_proto::manifest::{Entry, EntryKind, EntrySink};
+use strongroom_proto::manifest::{BackupSink, Entry, EntryKind, EntrySink, FileVersion};
 use strongroom_proto::receipt::{Artifact, Totals};
 use strongroom_proto::{Attempt, BackupId, ChunkId, Sha256Digest};
 use tokio::runtime::Handle;
@@ -359,6 +359,15 @@ impl EntrySink for BackupWriter {
     }
     fn end(&mut self) -> io::Result<()> {
         self.end_entry().map_err(io::Error::from)
+    }
+}
+
+impl BackupSink for BackupWriter {
+    fn put_unchanged(&mut self, _: &Entry, _: &FileVersion) -> io::Result<bool> {
+        Ok(false)
+    }
+    fn begin_file(&mut self, entry: &Entry, _: &FileVersion) -> io::Result<()> {
+        self.begin(entry)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use chrono::Utc;
 use strongroom_catalog::{ClaimedJob, FinishedBackup};
-use strongroom_proto::manifest::EntrySink;
+use strongroom_proto::manifest::BackupSink;
 use strongroom_proto::receipt::{
     BACKUP_RECEIPT_SCHEMA, BackupReceipt, Git, Integrity, Method, Missing, ReceiptStatus, SourceFacts,
 };
@@ -83,7 +83,7 @@ impl Writing {
         take: T,
     ) -> Outcome
     where
-        T: FnOnce(&mut dyn EntrySink, &AttemptContext) -> Result<Taken, TakeError> + Send + 'static,
+        T: FnOnce(&mut dyn BackupSink, &AttemptContext) -> Result<Taken, TakeError> + Send + 'static,
     {
         match self.vaulted.vault.receipt(&job.backup_id).await {
             Ok(None) => {}
@@ -130,7 +130,7 @@ impl Writing {
         take: T,
     ) -> Result<(Sealed, Taken), TakeError>
     where
-        T: FnOnce(&mut dyn EntrySink, &AttemptContext) -> Result<Taken, TakeError>,
+        T: FnOnce(&mut dyn BackupSink, &AttemptContext) -> Result<Taken, TakeError>,
     {
         let writer_failed = |error: strongroom_vault::WriteError| TakeError {
             message: one_line(&error),

@@ -2,24 +2,24 @@
 
 use std::io;
 
-use strongroom_proto::manifest::{Entry, EntrySink, EntrySource};
+use strongroom_proto::manifest::{BackupSink, Entry, EntrySink, EntrySource, FileVersion, Listed};
 
 use crate::AttemptContext;
 
 /// A sink that counts what goes in.
-pub struct WatchedSink<'a> {
-    inner: &'a mut dyn EntrySink,
+pub struct WatchedSink<'a, S: ?Sized> {
+    inner: &'a mut S,
     context: &'a AttemptContext,
 }
 
-impl<'a> WatchedSink<'a> {
+impl<'a, S: ?Sized> WatchedSink<'a, S> {
     /// Watches `inner` for an attempt.
-    pub fn new(inner: &'a mut dyn EntrySink, context: &'a AttemptContext) -> Self {
+    pub fn new(inner: &'a mut S, context: &'a AttemptContext) -> Self {
         Self { inner, context }
     }
 }
 
-impl EntrySink for WatchedSink<'_> {
+impl<S: EntrySink + ?Sized> EntrySink for WatchedSink<'_, S> {
     fn begin(&mut self, entry: &Entry) -> io::Result<()> {
         go_on(self.context)?;
         self.inner.begin(entry)
@@ -32,8 +32,31 @@ impl EntrySink for WatchedSink<'_> {
         Ok(())
     }
 
+    fn hole(&mut self, bytes: u64) -> io::Result<()> {
+        go_on(self.context)?;
+        self.inner.hole(bytes)?;
+        self.context.progress.add(bytes);
+        Ok(())
+    }
+
     fn end(&mut self) -> io::Result<()> {
         self.inner.end()
+    }
+}
+
+impl<S: BackupSink + ?Sized> BackupSink for WatchedSink<'_, S> {
+    fn put_unchanged(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<bool> {
+        go_on(self.context)?;
+        let known = self.inner.put_unchanged(entry, version)?;
+        if known {
+            self.context.progress.add(version.bytes);
+        }
+        Ok(known)
+    }
+
+    fn begin_file(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<()> {
+        go_on(self.context)?;
+        self.inner.begin_file(entry, version)
     }
 }
 
@@ -51,7 +74,7 @@ impl<'a> WatchedSource<'a> {
 }
 
 impl EntrySource for WatchedSource<'_> {
-    fn for_each_entry(&self, each: &mut dyn FnMut(&Entry, u64) -> io::Result<()>) -> io::Result<()> {
+    fn for_each_entry(&self, each: &mut dyn FnMut(Listed<'_>) -> io::Result<()>) -> io::Result<()> {
         go_on(self.context)?;
         self.inner.for_each_entry(each)
     }
@@ -66,8 +89,13 @@ impl EntrySource for WatchedSource<'_> {
         )
     }
 
-    fn replay(&self, sink: &mut dyn EntrySink) -> io::Result<()> {
-        self.inner.replay(&mut WatchedSink::new(sink, self.context))
+    fn replay_where(
+        &self,
+        wanted: &mut dyn FnMut(Listed<'_>) -> io::Result<bool>,
+        sink: &mut dyn EntrySink,
+    ) -> io::Result<()> {
+        self.inner
+            .replay_where(wanted, &mut WatchedSink::new(sink, self.context))
     }
 }
 

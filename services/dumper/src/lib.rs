@@ -84,7 +84,7 @@ impl JobHandler for Dumper {
                     surface,
                     method: Method::LogicalDump,
                 };
-                let take = move |sink: &mut dyn strongroom_proto::manifest::EntrySink, context: &AttemptContext| {
+                let take = move |sink: &mut dyn strongroom_proto::manifest::BackupSink, context: &AttemptContext| {
                     let stop = Stop::default();
                     let _watch = context.on_stop({
                         let stop = stop.clone();

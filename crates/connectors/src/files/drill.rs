@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource};
+use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource, Listed};
 use strongroom_proto::receipt::{Check, CheckOutcome};
 
 use super::restore::{FilesRestore, FilesRestored, path_bytes};
@@ -116,7 +116,7 @@ fn failed(error: io::Error, scratch_dir: &Path) -> Result<Vec<Check>, FilesDrill
 /// What a restore should put in place, and how many regular files the list names.
 fn expected_totals(source: &dyn EntrySource) -> io::Result<(FilesRestored, u64)> {
     let mut totals = FilesRestored::default();
-    source.for_each_entry(&mut |entry, bytes| {
+    source.for_each_entry(&mut |Listed { entry, bytes, .. }| {
         match entry.kind {
             EntryKind::File => {
                 totals.files += 1;
@@ -124,7 +124,7 @@ fn expected_totals(source: &dyn EntrySource) -> io::Result<(FilesRestored, u64)>
             }
             EntryKind::Directory => totals.directories += 1,
             EntryKind::Symlink => totals.symlinks += 1,
-            EntryKind::Stream => {}
+            _ => {}
         }
         Ok(())
     })?;

@@ -206,6 +206,7 @@ impl EntrySink for FilesRestore {
                 }
             }
             EntryKind::Stream => return Err(invalid("a stream of another kind of target in a tree of files")),
+            other => return Err(invalid(&format!("entries of kind {other:?} are not restored yet"))),
         });
         Ok(())
     }

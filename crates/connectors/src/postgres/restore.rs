@@ -12,7 +12,7 @@ use std::process::ChildStdin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use strongroom_proto::manifest::EntrySource;
+use strongroom_proto::manifest::{EntrySource, Listed};
 use strongroom_proto::receipt::{Check, CheckOutcome};
 
 use super::archive::ArchiveReader;
@@ -389,7 +389,7 @@ impl<'a> Backup<'a> {
         let mut tables = Vec::new();
         let mut has_globals = false;
         let mut has_checks = false;
-        let listed = source.for_each_entry(&mut |entry, bytes| {
+        let listed = source.for_each_entry(&mut |Listed { entry, bytes, .. }| {
             match entry.media.as_deref() {
                 Some(media::DUMP) => database = Some((entry.path.clone(), bytes)),
                 Some(media::TABLE) => tables.push((entry.path.clone(), bytes)),

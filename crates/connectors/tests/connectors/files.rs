@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 use std::path::Path;
 
 use strongroom_connectors::files::{FilesError, FilesRestore, drill_files, snapshot};
-use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource};
+use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource, Listed};
 use strongroom_proto::receipt::CheckOutcome;
 
 use crate::memory::Memory;
@@ -280,7 +280,7 @@ struct Fickle<'a> {
 }
 
 impl EntrySource for Fickle<'_> {
-    fn for_each_entry(&self, each: &mut dyn FnMut(&Entry, u64) -> io::Result<()>) -> io::Result<()> {
+    fn for_each_entry(&self, each: &mut dyn FnMut(Listed<'_>) -> io::Result<()>) -> io::Result<()> {
         self.truth.for_each_entry(each)
     }
 
@@ -288,13 +288,17 @@ impl EntrySource for Fickle<'_> {
         self.truth.copy_content(path, out)
     }
 
-    fn replay(&self, sink: &mut dyn EntrySink) -> io::Result<()> {
+    fn replay_where(
+        &self,
+        wanted: &mut dyn FnMut(Listed<'_>) -> io::Result<bool>,
+        sink: &mut dyn EntrySink,
+    ) -> io::Result<()> {
         if self.replays.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
-            return self.truth.replay(sink);
+            return self.truth.replay_where(wanted, sink);
         }
         let mut entries = Vec::new();
-        self.truth.for_each_entry(&mut |entry, _| {
-            entries.push(entry.clone());
+        self.truth.for_each_entry(&mut |listed| {
+            entries.push(listed.entry.clone());
             Ok(())
         })?;
         for entry in entries {

@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use strongroom_proto::manifest::{Entry, EntrySink, EntrySource};
+use strongroom_proto::Sha256Digest;
+use strongroom_proto::manifest::{BackupSink, Entry, EntrySink, EntrySource, FileVersion, Listed};
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Memory {
@@ -80,11 +81,21 @@ impl EntrySink for Memory {
     }
 }
 
+impl BackupSink for Memory {
+    fn put_unchanged(&mut self, _: &Entry, _: &FileVersion) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn begin_file(&mut self, entry: &Entry, _: &FileVersion) -> io::Result<()> {
+        self.begin(entry)
+    }
+}
+
 impl EntrySource for Memory {
-    fn for_each_entry(&self, each: &mut dyn FnMut(&Entry, u64) -> io::Result<()>) -> io::Result<()> {
+    fn for_each_entry(&self, each: &mut dyn FnMut(Listed<'_>) -> io::Result<()>) -> io::Result<()> {
         self.entries
             .iter()
-            .try_for_each(|(entry, content)| each(entry, content.len() as u64))
+            .try_for_each(|(entry, content)| each(listed(entry, content)))
     }
 
     fn copy_content(&self, path: &str, out: &mut dyn Write) -> io::Result<()> {
@@ -94,12 +105,28 @@ impl EntrySource for Memory {
         content.chunks(300_001).try_for_each(|piece| out.write_all(piece))
     }
 
-    fn replay(&self, sink: &mut dyn EntrySink) -> io::Result<()> {
+    fn replay_where(
+        &self,
+        wanted: &mut dyn FnMut(Listed<'_>) -> io::Result<bool>,
+        sink: &mut dyn EntrySink,
+    ) -> io::Result<()> {
         for (entry, content) in &self.entries {
+            if !wanted(listed(entry, content))? {
+                continue;
+            }
             sink.begin(entry)?;
             content.chunks(300_001).try_for_each(|piece| sink.write(piece))?;
             sink.end()?;
         }
         Ok(())
+    }
+}
+
+fn listed<'a>(entry: &'a Entry, content: &[u8]) -> Listed<'a> {
+    Listed {
+        entry,
+        bytes: content.len() as u64,
+        hole_bytes: 0,
+        blake3: Sha256Digest::from_bytes(*blake3::hash(content).as_bytes()),
     }
 }

@@ -76,8 +76,8 @@ fn single_entries_and_lengths_can_be_read() {
         .unwrap();
     let mut lengths = Vec::new();
     reader
-        .for_each_entry(&mut |entry, bytes| {
-            lengths.push((entry.path.clone(), bytes));
+        .for_each_entry(&mut |listed| {
+            lengths.push((listed.entry.path.clone(), listed.bytes));
             Ok(())
         })
         .unwrap();
