@@ -125,8 +125,11 @@ impl Vault {
             principal: signer.principal().to_owned(),
         };
         let line = signer.public_line().map_err(|_| unknown())?;
-        if !self.public_lines().any(|known| known == line) {
-            return Err(unknown());
+        if !self.signers_in_force().any(|known| known == line) {
+            let newer = self.newer().await.map_err(|source| CommitError::Existing { source })?;
+            if !newer.is_some_and(|newer| newer.signers_in_force().any(|known| known == line)) {
+                return Err(unknown());
+            }
         }
         let mut bytes = serde_json::to_vec_pretty(receipt).map_err(|source| CommitError::Encode { source })?;
         bytes.push(b'\n');
@@ -262,7 +265,14 @@ impl Vault {
         let found = found.ok_or_else(|| ReadError::Missing {
             object: signature.to_owned(),
         })?;
-        signing::verify(object, bytes, &found, self.public_lines())
+        match signing::verify(object, bytes, &found, self.public_lines()) {
+            Ok(()) => Ok(()),
+            // Its signer may have come with newer keys than those this vault was opened with.
+            Err(error) => match self.newer().await? {
+                Some(newer) => signing::verify(object, bytes, &found, newer.public_lines()),
+                None => Err(error),
+            },
+        }
     }
 
     fn check_place(&self, object: &str, found: &BackupId, expected: &BackupId) -> Result<(), ReadError> {

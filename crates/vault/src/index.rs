@@ -1,8 +1,9 @@
 //! Which chunks a vault holds, and where.
 //!
-//! An index object is one zstd frame of JSON lines, one a chunk, and a skippable frame with a MAC over the first; it
-//! is named by the SHA-256 of all its bytes. It is stored after its packs are durable, so a chunk that it lists is in
-//! the vault. [`ChunkIndex`] is what a writer deduplicates against: the chunks of all index objects whose MAC holds.
+//! An index object is one zstd frame of JSON lines, the keys it goes with and then one line a chunk, and a skippable
+//! frame with a MAC over the first; it is named by the SHA-256 of all its bytes. It is stored after its packs are
+//! durable, so a chunk that it lists is in the vault. [`ChunkIndex`] is what a writer deduplicates against: the chunks
+//! of all index objects that were made with its writer key.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -49,6 +50,21 @@ pub(crate) struct IndexLine {
     pub(crate) raw: u32,
 }
 
+/// The first line of an index object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IndexHeader {
+    pub(crate) index: IndexKeys,
+}
+
+/// The keys that an index object goes with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IndexKeys {
+    /// The writer key that its chunk ids and its MAC are made with.
+    pub(crate) writer_key: String,
+    /// The generation of keys whose recipients its packs are sealed to.
+    pub(crate) generation: u32,
+}
+
 /// An index object about to be stored.
 pub(crate) struct IndexObject {
     pub(crate) digest: Sha256Digest,
@@ -58,9 +74,16 @@ pub(crate) struct IndexObject {
 }
 
 /// The index objects of these packs: as few as the limit on their lines allows, a pack never in two.
-pub(crate) fn encode(packs: &[StoredPack], key: &MacKey) -> io::Result<Vec<IndexObject>> {
+pub(crate) fn encode(packs: &[StoredPack], keys: &IndexKeys, key: &MacKey) -> io::Result<Vec<IndexObject>> {
     let mut objects = Vec::new();
-    let (mut frame, mut line_count, mut first) = (codec::document_encoder()?, 0, 0);
+    let mut header = serde_json::to_vec(&IndexHeader { index: keys.clone() })?;
+    header.push(b'\n');
+    let begin = || -> io::Result<_> {
+        let mut frame = codec::document_encoder()?;
+        frame.write_all(&header)?;
+        Ok(frame)
+    };
+    let (mut frame, mut line_count, mut first) = (begin()?, 0, 0);
     for (number, pack) in packs.iter().enumerate() {
         for chunk in &pack.chunks {
             let line = IndexLine {
@@ -75,7 +98,7 @@ pub(crate) fn encode(packs: &[StoredPack], key: &MacKey) -> io::Result<Vec<Index
         }
         line_count += pack.chunks.len();
         if line_count >= INDEX_LINES || number + 1 == packs.len() {
-            let mut bytes = std::mem::replace(&mut frame, codec::document_encoder()?).finish()?;
+            let mut bytes = std::mem::replace(&mut frame, begin()?).finish()?;
             let mac = key.mac(&bytes);
             bytes.extend_from_slice(&SKIPPABLE_MAGIC);
             bytes.extend_from_slice(&(MAC_BYTES as u32).to_le_bytes());
@@ -91,56 +114,90 @@ pub(crate) fn encode(packs: &[StoredPack], key: &MacKey) -> io::Result<Vec<Index
     Ok(objects)
 }
 
-/// Calls `each` for every line of an index object whose name and MAC hold.
-pub(crate) fn decode(
-    digest: &Sha256Digest,
-    bytes: &[u8],
-    key: &MacKey,
-    mut each: impl FnMut(IndexLine),
-) -> Result<(), ReadError> {
-    let object = || layout::index(digest);
-    let damaged = |problem| ReadError::Damaged {
-        object: object(),
-        problem,
-    };
-    if sha256(bytes) != *digest {
-        return Err(damaged("its SHA-256 is not its name"));
+/// An index object whose name is its digest, taken apart but not yet believed.
+pub(crate) struct IndexBody<'a> {
+    object: String,
+    pub(crate) keys: IndexKeys,
+    frame: &'a [u8],
+    mac: [u8; MAC_BYTES],
+    lines: BufReader<zstd::stream::read::Decoder<'a, &'a [u8]>>,
+}
+
+impl<'a> IndexBody<'a> {
+    /// Takes the object apart.
+    pub(crate) fn open(digest: &Sha256Digest, bytes: &'a [u8]) -> Result<Self, ReadError> {
+        let object = layout::index(digest);
+        let damaged = |problem| ReadError::Damaged {
+            object: object.clone(),
+            problem,
+        };
+        if sha256(bytes) != *digest {
+            return Err(damaged("its SHA-256 is not its name"));
+        }
+        let (frame, mac_frame) = bytes
+            .len()
+            .checked_sub(MAC_FRAME_BYTES)
+            .and_then(|at| bytes.split_at_checked(at))
+            .ok_or_else(|| damaged("it is too short"))?;
+        let mac = mac_frame
+            .strip_prefix(&SKIPPABLE_MAGIC)
+            .and_then(|rest| rest.strip_prefix(&(MAC_BYTES as u32).to_le_bytes()))
+            .and_then(|mac| <[u8; MAC_BYTES]>::try_from(mac).ok())
+            .ok_or_else(|| damaged("it does not end with a MAC"))?;
+        let decoder = zstd::stream::read::Decoder::with_buffer(frame)
+            .map_err(|source| ReadError::malformed(&object, source))?
+            .single_frame();
+        let mut lines = BufReader::new(decoder);
+        let header: IndexHeader =
+            next_line(&mut lines, &object)?.ok_or_else(|| damaged("it says nothing of its keys"))?;
+        Ok(Self {
+            keys: header.index,
+            object,
+            frame,
+            mac,
+            lines,
+        })
     }
-    let (frame, mac_frame) = bytes
-        .len()
-        .checked_sub(MAC_FRAME_BYTES)
-        .and_then(|at| bytes.split_at_checked(at))
-        .ok_or_else(|| damaged("it is too short"))?;
-    let mac = mac_frame
-        .strip_prefix(&SKIPPABLE_MAGIC)
-        .and_then(|rest| rest.strip_prefix(&(MAC_BYTES as u32).to_le_bytes()))
-        .and_then(|mac| <[u8; MAC_BYTES]>::try_from(mac).ok())
-        .ok_or_else(|| damaged("it does not end with a MAC"))?;
-    // The comparison of `blake3::Hash` takes the same time wherever the bytes differ.
-    if key.mac(frame) != blake3::Hash::from_bytes(mac) {
-        return Err(damaged("its MAC was not made with this vault's writer key"));
+
+    /// Calls `each` for every line, once the MAC holds.
+    pub(crate) fn for_each(self, key: &MacKey, each: impl FnMut(IndexLine)) -> Result<(), ReadError> {
+        // The comparison of `blake3::Hash` takes the same time wherever the bytes differ.
+        if key.mac(self.frame) != blake3::Hash::from_bytes(self.mac) {
+            return Err(ReadError::Damaged {
+                object: self.object,
+                problem: "its MAC was not made with this vault's writer key",
+            });
+        }
+        self.for_each_unproven(each)
     }
-    let malformed = |source: io::Error| ReadError::malformed(object(), source);
-    let decoder = zstd::stream::read::Decoder::with_buffer(frame)
-        .map_err(malformed)?
-        .single_frame();
-    let mut reader = BufReader::new(decoder);
+
+    /// Calls `each` for every line, whoever wrote it.
+    pub(crate) fn for_each_unproven(mut self, mut each: impl FnMut(IndexLine)) -> Result<(), ReadError> {
+        while let Some(line) = next_line::<IndexLine>(&mut self.lines, &self.object)? {
+            if line.raw as usize > CHUNK_MAX_BYTES || line.stored as usize > FRAME_STORED_MAX_BYTES {
+                return Err(ReadError::Damaged {
+                    object: self.object,
+                    problem: "a chunk is larger than any may be",
+                });
+            }
+            each(line);
+        }
+        Ok(())
+    }
+}
+
+fn next_line<T: serde::de::DeserializeOwned>(lines: &mut impl BufRead, object: &str) -> Result<Option<T>, ReadError> {
     let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = (&mut reader)
-            .take(LINE_BYTES)
-            .read_until(b'\n', &mut line)
-            .map_err(malformed)?;
-        if read == 0 {
-            return Ok(());
-        }
-        let line: IndexLine = serde_json::from_slice(&line).map_err(|e| ReadError::malformed(object(), e))?;
-        if line.raw as usize > CHUNK_MAX_BYTES || line.stored as usize > FRAME_STORED_MAX_BYTES {
-            return Err(damaged("a chunk is larger than any may be"));
-        }
-        each(line);
+    let read = lines
+        .take(LINE_BYTES)
+        .read_until(b'\n', &mut line)
+        .map_err(|source| ReadError::malformed(object, source))?;
+    if read == 0 {
+        return Ok(None);
     }
+    serde_json::from_slice(&line)
+        .map(Some)
+        .map_err(|source| ReadError::malformed(object, source))
 }
 
 /// The chunks of a vault that a writer need not store again; shared by all jobs of a process.
@@ -149,6 +206,7 @@ pub(crate) fn decode(
 pub struct ChunkIndex {
     vault: VaultId,
     store: Store,
+    writer_key: String,
     macs: MacKey,
     held: RwLock<Held>,
     listed: tokio::sync::Mutex<Option<Listed>>,
@@ -181,6 +239,7 @@ impl ChunkIndex {
         Self {
             vault: vault.id(),
             store: vault.store().clone(),
+            writer_key: writer_key.key_id(),
             macs: writer_key.macs(),
             held: RwLock::default(),
             listed: tokio::sync::Mutex::new(None),
@@ -234,7 +293,13 @@ impl ChunkIndex {
         // Whole or not at all: a damaged object adds nothing.
         let mut lines = Vec::new();
         let mut packs: Vec<Sha256Digest> = Vec::new();
-        decode(&digest, bytes, &self.macs, |line| {
+        let body = IndexBody::open(&digest, bytes)?;
+        if body.keys.writer_key != self.writer_key {
+            // Of another time: its chunk ids are not ours.
+            self.add(digest, &[], std::iter::empty());
+            return Ok(());
+        }
+        body.for_each(&self.macs, |line| {
             if packs.last() != Some(&line.pack) {
                 packs.push(line.pack);
             }

@@ -1,16 +1,17 @@
-//! The writer key, and the age recipients and identities.
-//!
-//! Who writes holds the writer key, who reads an identity. From the writer key come, each with its own context, the
+//! The writer key. Who writes holds it; who reads holds an identity, see [`readers`].
+//! From the writer key come, each with its own context, the
 //! key of chunk ids, the key of MACs and the key's public name; none of them tells anything about another.
 
+mod readers;
+
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 
-use age::secrecy::ExposeSecret;
 use strongroom_proto::ChunkId;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
-use crate::error::{KeyError, ReadError};
+use crate::error::KeyError;
+pub use readers::{Identity, Recipient, parse_recipient};
 
 const WRITER_KEY_TAG: &str = "STRONGROOM-WRITER-KEY-1";
 const CHUNK_ID_CONTEXT: &str = "strongroom vault format 1: chunk id";
@@ -90,122 +91,6 @@ impl MacKey {
     }
 }
 
-/// Who can read what is written: an age public key.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Recipient(age::x25519::Recipient);
-
-impl fmt::Display for Recipient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Debug for Recipient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl Recipient {
-    pub(crate) fn as_age(&self) -> &dyn age::Recipient {
-        &self.0
-    }
-}
-
-/// Reads an age recipient, `age1…`.
-pub fn parse_recipient(text: &str) -> Result<Recipient, KeyError> {
-    let key = text.trim().parse().map_err(|_| KeyError::Recipient {
-        // A person may have pasted the secret key in its place; it must not come back in a message.
-        text: match text.to_ascii_uppercase().contains("SECRET") {
-            true => "(a secret key)".to_owned(),
-            false => text.to_owned(),
-        },
-    })?;
-    Ok(Recipient(key))
-}
-
-/// The secret that opens a vault: the keys of a stock age identity file.
-#[derive(Clone)]
-pub struct Identity(Vec<age::x25519::Identity>);
-
-impl fmt::Debug for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Identity({} keys)", self.0.len())
-    }
-}
-
-impl Identity {
-    /// Reads the text of an identity file as `age-keygen` writes it.
-    pub fn from_file_text(text: &str) -> Result<Self, KeyError> {
-        let keys: Result<Vec<age::x25519::Identity>, _> = text
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-            .map(|line| line.parse().map_err(|_| KeyError::Identity))
-            .collect();
-        match keys? {
-            keys if keys.is_empty() => Err(KeyError::Identity),
-            keys => Ok(Self(keys)),
-        }
-    }
-
-    /// A new key: the text of its identity file, and its recipient.
-    pub fn generate() -> (Zeroizing<String>, String) {
-        let key = age::x25519::Identity::generate();
-        let recipient = key.to_public().to_string();
-        let secret = key.to_string();
-        let text = format!("# public key: {recipient}\n{}\n", secret.expose_secret());
-        (Zeroizing::new(text), recipient)
-    }
-
-    /// The recipients this identity opens.
-    pub fn recipients(&self) -> Vec<String> {
-        self.0.iter().map(|key| key.to_public().to_string()).collect()
-    }
-
-    pub(crate) fn as_age(&self) -> impl Iterator<Item = &dyn age::Identity> {
-        self.0.iter().map(|key| key as &dyn age::Identity)
-    }
-
-    /// Opens an age file for reading.
-    pub(crate) fn open<R: Read>(&self, input: R) -> Result<age::stream::StreamReader<R>, age::DecryptError> {
-        age::Decryptor::new(input)?.decrypt(self.as_age())
-    }
-
-    /// Opens a small age file whole, of at most `limit_bytes` content.
-    pub(crate) fn open_whole(&self, object: &str, sealed: &[u8], limit_bytes: u64) -> Result<Vec<u8>, ReadError> {
-        let reader = self.open(sealed).map_err(|source| match source {
-            age::DecryptError::NoMatchingKeys => ReadError::WrongIdentity {
-                object: object.to_owned(),
-                source: Box::new(source),
-            },
-            source => ReadError::malformed(object, source),
-        })?;
-        let mut plain = Vec::new();
-        reader
-            .take(limit_bytes + 1)
-            .read_to_end(&mut plain)
-            .map_err(|source| ReadError::malformed(object, source))?;
-        if plain.len() as u64 > limit_bytes {
-            plain.zeroize();
-            return Err(ReadError::malformed(object, "it is larger than any such object"));
-        }
-        Ok(plain)
-    }
-
-    /// The writer key, sealed in the vault so that the identity alone can check what it reads.
-    pub(crate) fn open_writer_key(
-        &self,
-        object: &str,
-        sealed: &[u8],
-        limit_bytes: u64,
-    ) -> Result<WriterKey, ReadError> {
-        let plain = Zeroizing::new(self.open_whole(object, sealed, limit_bytes)?);
-        let text = std::str::from_utf8(&plain).map_err(|source| ReadError::malformed(object, source))?;
-        WriterKey::parse(text).map_err(|source| ReadError::malformed(object, source))
-    }
-}
-
 /// Begins an age file to all recipients.
 pub(crate) fn seal<W: Write>(recipients: &[Recipient], output: W) -> io::Result<age::stream::StreamWriter<W>> {
     age::Encryptor::with_recipients(recipients.iter().map(Recipient::as_age))
@@ -255,23 +140,4 @@ mod tests {
         "56bda14d8281acb0c2afe5e0a965d6f5cb28b010e59395919ede953d5e971714",
         "fbf854df0d1a9de00458d2af32e78684d793b66c868bd555afa8ba81e502fe25",
     ];
-
-    #[test]
-    fn an_identity_file_opens_what_its_recipient_was_sent() {
-        let (text, recipient) = Identity::generate();
-        let sealed = seal_whole(&[parse_recipient(&recipient).unwrap()], b"content").unwrap();
-        let identity = Identity::from_file_text(&text).unwrap();
-        assert_eq!(identity.open_whole("x", &sealed, 100).unwrap(), b"content");
-        let (other, _) = Identity::generate();
-        let refused = Identity::from_file_text(&other).unwrap().open_whole("x", &sealed, 100);
-        assert!(matches!(refused, Err(ReadError::WrongIdentity { .. })));
-    }
-
-    #[test]
-    fn a_secret_key_given_as_recipient_is_not_repeated() {
-        let (text, _) = Identity::generate();
-        let secret = text.lines().last().unwrap().to_owned();
-        let error = parse_recipient(&secret).unwrap_err().to_string();
-        assert!(!error.contains(&secret), "{error}");
-    }
 }

@@ -3,6 +3,9 @@
 use strongroom_proto::{Attempt, BackupId, JobId, Sha256Digest};
 
 pub(crate) const VAULT: &str = "vault.json";
+pub(crate) const KEYS_FOLDER: &str = "keys";
+pub(crate) const GENERATIONS_FOLDER: &str = "keys/generations";
+pub(crate) const PACKS_FOLDER: &str = "packs";
 pub(crate) const INDEX_FOLDER: &str = "index";
 pub(crate) const BACKUPS_FOLDER: &str = "backups";
 /// Local file systems only: bytes on their way to a commit; may be deleted at any time nothing is written.
@@ -19,17 +22,32 @@ pub(crate) const INDEX_OBJECT_BYTES: u64 = 64 * MIB;
 const MIB: u64 = 1024 * 1024;
 
 pub(crate) fn writer_key(key_id: &str) -> String {
-    format!("keys/{key_id}.age")
+    format!("{KEYS_FOLDER}/{key_id}.age")
 }
 
 pub(crate) fn vault_mac(key_id: &str) -> String {
-    format!("keys/{key_id}.vault-mac")
+    format!("{KEYS_FOLDER}/{key_id}.vault-mac")
+}
+
+/// A writer key that a later generation sealed again, named by its own digest.
+pub(crate) fn sealed_writer_key(key_id: &str, sealed: &Sha256Digest) -> String {
+    format!("{KEYS_FOLDER}/{key_id}.{sealed}.age")
+}
+
+pub(crate) fn generation(number: u32) -> String {
+    format!("{GENERATIONS_FOLDER}/{number}.jsonl")
+}
+
+/// The number in the path of a generation; none where this is the path of something else.
+pub(crate) fn generation_number(object: &str) -> Option<u32> {
+    let number: u32 = object.rsplit('/').next()?.strip_suffix(".jsonl")?.parse().ok()?;
+    (number > 1 && generation(number) == object).then_some(number)
 }
 
 pub(crate) fn pack(digest: &Sha256Digest) -> String {
     let name = digest.to_string();
     let shard = name.get(..2).unwrap_or_default();
-    format!("packs/{shard}/{name}")
+    format!("{PACKS_FOLDER}/{shard}/{name}")
 }
 
 pub(crate) fn index(digest: &Sha256Digest) -> String {

@@ -13,6 +13,9 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod age_file;
+mod blocks;
+mod cache;
 mod check;
 mod chunker;
 mod codec;
@@ -20,14 +23,17 @@ mod commit;
 mod create;
 mod describe;
 mod error;
+mod generation;
+mod fetch;
 mod index;
+mod key_use;
 mod keys;
 mod layout;
 mod manifest;
 mod pack;
 mod pipeline;
-mod ranged;
 mod reader;
+mod rotate;
 mod signing;
 mod store;
 mod vault;
@@ -36,11 +42,15 @@ mod writer;
 pub use check::{CheckReport, Damage, Problem};
 pub use commit::{Committed, CommittedReceipt};
 pub use create::NewVault;
-pub use error::{CommitError, CreateVaultError, KeyError, OpenVaultError, ReadError, StoreError, WriteError};
+pub use error::{
+    CommitError, CreateVaultError, KeyError, OpenVaultError, ReadError, RotateError, StoreError, WriteError,
+};
 pub use index::ChunkIndex;
+pub use key_use::{BackupKeys, KeyGeneration, KeyUse, RetiredDependency};
 pub use keys::{Identity, Recipient, WriterKey, parse_recipient};
 pub use pack::PACK_BYTES;
 pub use reader::BackupReader;
+pub use rotate::Rotation;
 pub use signing::Signer;
 pub use store::{S3Settings, Secret, Store, StoreConfig};
 pub use vault::Vault;

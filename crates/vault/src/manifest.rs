@@ -14,14 +14,16 @@ use crate::error::ReadError;
 use crate::keys::{Identity, Recipient, seal_whole};
 use crate::layout;
 
-/// A line of the entry list: an entry with the longest path and link target there is, each byte escaped.
-pub(crate) const ENTRY_LINE_BYTES: usize = 256 * 1024;
+/// A line of the entry list: an entry with the longest path and link target there is, each byte escaped, and attributes.
+pub(crate) const ENTRY_LINE_BYTES: usize = 1024 * 1024;
 
 /// The root of a backup: where its entry list lies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Root {
     pub(crate) format: u32,
     pub(crate) backup_id: BackupId,
+    /// The writer key that the chunk ids are made with.
+    pub(crate) writer_key: String,
     pub(crate) entries: u64,
     pub(crate) content_bytes: u64,
     pub(crate) chunks: Vec<ChunkId>,
@@ -48,13 +50,37 @@ impl Root {
     }
 }
 
-/// A line of the entry list. An entry is followed by its extents, in order, and its end.
+/// A line of the entry list. An entry is followed by its extents and holes, in order, and its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum EntryLine {
     Entry(Box<Entry>),
     Extent(Extent),
+    Hole(Hole),
     End(End),
+}
+
+/// A part of an entry's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Extent(Extent),
+    /// So many zeros that are not stored.
+    Hole(u64),
+}
+
+impl Part {
+    pub(crate) const fn bytes(&self) -> u64 {
+        match self {
+            Self::Extent(extent) => extent.bytes as u64,
+            Self::Hole(bytes) => *bytes,
+        }
+    }
+}
+
+/// Zeros that are not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hole {
+    pub(crate) bytes: u64,
 }
 
 /// Bytes of an entry's content: a part of a chunk as it was before compression.
@@ -68,8 +94,9 @@ pub(crate) struct Extent {
 /// What an entry's content must come to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct End {
+    /// With the holes.
     pub(crate) bytes: u64,
-    /// BLAKE3 of the content, without a key: it lies sealed.
+    /// BLAKE3 of the content without the holes, and without a key: it lies sealed.
     pub(crate) blake3: Sha256Digest,
 }
 
@@ -148,6 +175,7 @@ mod tests {
                 offset: 2,
                 bytes: 3,
             }),
+            EntryLine::Hole(Hole { bytes: 1 << 40 }),
             EntryLine::End(End {
                 bytes: 3,
                 blake3: Sha256Digest::from_bytes([4; 32]),
@@ -160,6 +188,7 @@ mod tests {
                 r#"{"entry":{"path":"database.dump","kind":"stream","media":"postgres-dump"}}"#.to_owned(),
                 r#"{"entry":{"path":"etc","kind":"directory"}}"#.to_owned(),
                 format!(r#"{{"extent":{{"chunk":"{}","offset":2,"bytes":3}}}}"#, "01".repeat(32)),
+                r#"{"hole":{"bytes":1099511627776}}"#.to_owned(),
                 format!(r#"{{"end":{{"bytes":3,"blake3":"{}"}}}}"#, "04".repeat(32)),
             ]
         );

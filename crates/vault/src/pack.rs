@@ -1,19 +1,17 @@
-//! Packs being filled: zstd frames one after the other, sealed as they come, digested as they are sealed.
+//! Packs being filled: zstd frames one after the other, laid where they will lie, then sealed and digested.
 
-use std::io::{self, Write};
+use std::io;
 
-use ring::digest;
 use strongroom_proto::{ChunkId, Sha256Digest};
 
-use crate::keys::{self, Recipient};
-use crate::store::finished;
+use crate::age_file::{self, Unsealed};
+use crate::keys::Recipient;
+use crate::store::sha256;
 
 /// A pack is closed before it would become larger than this, sealed.
 pub const PACK_BYTES: usize = 32 * 1024 * 1024;
 /// A pack of tiny chunks is closed at this many, so that its part of an index stays small.
 const PACK_CHUNKS: usize = 50_000;
-/// age adds a tag of 16 bytes to each 64 KiB, and a header of about 200 bytes a recipient.
-const SEAL_SLACK_BYTES: usize = 64 * 1024;
 
 /// Where one chunk lies in a pack.
 #[derive(Debug, Clone, Copy)]
@@ -24,33 +22,25 @@ pub(crate) struct PackedChunk {
     pub(crate) raw_bytes: u32,
 }
 
-/// A pack that is full and sealed.
-pub(crate) struct FullPack {
+/// A pack that is sealed.
+pub(crate) struct SealedPack {
     pub(crate) digest: Sha256Digest,
-    pub(crate) sealed: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     pub(crate) chunks: Vec<PackedChunk>,
 }
 
-/// A pack that is being filled.
+/// A pack that is being filled, or full and not yet sealed.
 pub(crate) struct PackBuilder {
-    writer: age::stream::StreamWriter<Digesting>,
+    file: Unsealed,
     chunks: Vec<PackedChunk>,
     plain_bytes: u64,
 }
 
 impl PackBuilder {
     /// Begins a pack in this buffer, whose content is let go.
-    pub(crate) fn begin(recipients: &[Recipient], mut buffer: Vec<u8>) -> io::Result<Self> {
-        buffer.clear();
-        let writer = keys::seal(
-            recipients,
-            Digesting {
-                sealed: buffer,
-                context: digest::Context::new(&digest::SHA256),
-            },
-        )?;
+    pub(crate) fn begin(recipients: &[Recipient], buffer: Vec<u8>) -> io::Result<Self> {
         Ok(Self {
-            writer,
+            file: age_file::begin(recipients, buffer)?,
             chunks: Vec::new(),
             plain_bytes: 0,
         })
@@ -58,12 +48,12 @@ impl PackBuilder {
 
     /// Whether the pack should be closed before a frame of this size.
     pub(crate) fn is_full_for(&self, frame_bytes: usize) -> bool {
-        let sealed_bytes = self.plain_bytes as usize + self.plain_bytes as usize / 4096 + SEAL_SLACK_BYTES;
-        !self.chunks.is_empty() && (sealed_bytes + frame_bytes > PACK_BYTES || self.chunks.len() >= PACK_CHUNKS)
+        !self.chunks.is_empty()
+            && (self.file.sealed_bytes_with(frame_bytes) > PACK_BYTES || self.chunks.len() >= PACK_CHUNKS)
     }
 
     pub(crate) fn append(&mut self, chunk: ChunkId, raw_bytes: u32, frame: &[u8]) -> io::Result<()> {
-        self.writer.write_all(frame)?;
+        self.file.append(frame);
         self.chunks.push(PackedChunk {
             chunk,
             offset: self.plain_bytes,
@@ -74,28 +64,12 @@ impl PackBuilder {
         Ok(())
     }
 
-    pub(crate) fn finish(self) -> io::Result<FullPack> {
-        let Digesting { sealed, context } = self.writer.finish()?;
-        Ok(FullPack {
-            digest: finished(context),
-            sealed,
+    pub(crate) fn seal(self) -> io::Result<SealedPack> {
+        let bytes = self.file.seal()?;
+        Ok(SealedPack {
+            digest: sha256(&bytes),
+            bytes,
             chunks: self.chunks,
         })
-    }
-}
-
-struct Digesting {
-    sealed: Vec<u8>,
-    context: digest::Context,
-}
-
-impl Write for Digesting {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.context.update(bytes);
-        self.sealed.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

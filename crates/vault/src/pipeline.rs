@@ -1,9 +1,9 @@
-//! The stages behind a writer: compress (many threads), seal (one), upload (one).
+//! The stages behind a writer: compress (many threads), fill packs (one), seal and store them (a few).
 //!
 //! Memory is bounded by the queues alone: [`COMPRESS_QUEUE_CHUNKS`] and a chunk a thread before compression,
-//! [`FRAME_QUEUE_CHUNKS`] and a frame a thread after it, one pack being filled and one being uploaded. The first error
-//! of any stage stops all of them and is what the writer's next call returns. Dropping the pipeline stops the stages
-//! without storing what is unfinished.
+//! [`FRAME_QUEUE_CHUNKS`] and a frame a thread after it, one pack being filled and [`STORE_THREADS`] being sealed or
+//! uploaded. The first error of any stage stops all of them and is what the writer's next call returns. Dropping the
+//! pipeline stops the stages without storing what is unfinished.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use crate::codec::{EncodeError, Encoder};
 use crate::error::WriteError;
 use crate::keys::Recipient;
 use crate::layout;
-use crate::pack::{FullPack, PackBuilder, PackedChunk};
+use crate::pack::{PackBuilder, PackedChunk, SealedPack};
 use crate::store::Store;
 
 /// Chunks waiting for a compressing thread.
@@ -27,6 +27,8 @@ const COMPRESS_QUEUE_CHUNKS: usize = 2;
 const FRAME_QUEUE_CHUNKS: usize = 1;
 /// Threads that compress, at most; there is one a core.
 const COMPRESS_THREADS: usize = 8;
+/// Packs that are sealed and stored at the same time.
+const STORE_THREADS: usize = 2;
 
 /// A pack in the store.
 pub(crate) struct StoredPack {
@@ -41,6 +43,8 @@ struct Shared {
     stop: watch::Sender<bool>,
     buffers: Mutex<Vec<Vec<u8>>>,
     pack_buffers: Mutex<Vec<Vec<u8>>>,
+    /// Packs in the store that nobody has asked for yet.
+    stored: Mutex<Vec<StoredPack>>,
     #[cfg(test)]
     tamper: Option<fn(&mut Vec<u8>)>,
 }
@@ -93,8 +97,8 @@ pub(crate) struct Pipeline {
 struct Stages {
     chunks: SyncSender<RawChunk>,
     compressors: Vec<JoinHandle<()>>,
-    sealer: JoinHandle<()>,
-    uploader: JoinHandle<Vec<StoredPack>>,
+    filler: JoinHandle<()>,
+    storers: Vec<JoinHandle<()>>,
 }
 
 impl Pipeline {
@@ -108,6 +112,7 @@ impl Pipeline {
                 stop: watch::Sender::new(false),
                 buffers: Mutex::new(Vec::new()),
                 pack_buffers: Mutex::new(Vec::new()),
+                stored: Mutex::new(Vec::new()),
                 #[cfg(test)]
                 tamper: None,
             }),
@@ -143,20 +148,21 @@ impl Pipeline {
         }
     }
 
-    /// Seals and stores what is left and says which packs there are now.
-    pub(crate) fn finish(mut self) -> Result<Vec<StoredPack>, WriteError> {
+    /// The packs that have come into the store since the last call.
+    pub(crate) fn take_stored(&self) -> Vec<StoredPack> {
+        std::mem::take(&mut *locked(&self.shared.stored))
+    }
+
+    /// Seals and stores what is left and says which packs came into the store since they were last taken. Nothing may
+    /// be submitted any more.
+    pub(crate) fn finish(&mut self) -> Result<Vec<StoredPack>, WriteError> {
         let Some(stages) = self.stages.take() else {
-            return Ok(Vec::new());
+            return Ok(self.take_stored());
         };
-        drop(stages.chunks);
-        let mut ended_well = true;
-        for compressor in stages.compressors {
-            ended_well &= compressor.join().is_ok();
-        }
-        ended_well &= stages.sealer.join().is_ok();
-        match stages.uploader.join() {
-            Ok(packs) if ended_well && !self.shared.is_stopped() => Ok(packs),
-            _ => Err(self.failure()),
+        if stages.join() && !self.shared.is_stopped() {
+            Ok(self.take_stored())
+        } else {
+            Err(self.failure())
         }
     }
 
@@ -175,22 +181,26 @@ impl Pipeline {
     fn start(&self) -> std::io::Result<Stages> {
         let (chunks, chunks_out) = sync_channel(COMPRESS_QUEUE_CHUNKS);
         let (frames, frames_out) = sync_channel(FRAME_QUEUE_CHUNKS);
-        // A rendezvous: the sealer goes on filling the next pack only when the uploader has taken this one.
+        // A rendezvous: the next pack is filled only when somebody has taken this one.
         let (packs, packs_out) = sync_channel(0);
         let shared = &self.shared;
-        let uploader = {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let packs_out = Arc::new(Mutex::new(packs_out));
+        let mut storers = Vec::with_capacity(STORE_THREADS);
+        for _ in 0..cores.min(STORE_THREADS) {
             let (shared, store, runtime) = (Arc::clone(shared), self.store.clone(), self.runtime.clone());
-            let run = move || upload(&shared, &store, &runtime, &packs_out);
-            Builder::new().name("vault-upload".to_owned()).spawn(run)?
-        };
-        let sealer = {
+            let packs_out = Arc::clone(&packs_out);
+            let run = move || seal_and_store(&shared, &store, &runtime, &packs_out);
+            storers.push(Builder::new().name("vault-store".to_owned()).spawn(run)?);
+        }
+        let filler = {
             let (shared, recipients) = (Arc::clone(shared), Arc::clone(&self.recipients));
-            let run = move || seal(&shared, &recipients, &frames_out, &packs);
-            Builder::new().name("vault-seal".to_owned()).spawn(run)?
+            let run = move || fill(&shared, &recipients, &frames_out, &packs);
+            Builder::new().name("vault-fill".to_owned()).spawn(run)?
         };
         // Only the compressing threads hold the receiving end: when the last of them is gone, sending fails.
         let chunks_out = Arc::new(Mutex::new(chunks_out));
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(COMPRESS_THREADS));
+        let threads = cores.min(COMPRESS_THREADS);
         let mut compressors = Vec::with_capacity(threads);
         for _ in 0..threads {
             let (shared, chunks_out, frames) =
@@ -201,9 +211,18 @@ impl Pipeline {
         Ok(Stages {
             chunks,
             compressors,
-            sealer,
-            uploader,
+            filler,
+            storers,
         })
+    }
+}
+
+impl Stages {
+    /// Lets every stage come to its end, and says whether each did without a panic.
+    fn join(self) -> bool {
+        drop(self.chunks);
+        let threads = self.compressors.into_iter().chain([self.filler]).chain(self.storers);
+        threads.fold(true, |well, thread| thread.join().is_ok() && well)
     }
 }
 
@@ -211,13 +230,8 @@ impl Drop for Pipeline {
     fn drop(&mut self) {
         self.shared.stop.send_replace(true);
         if let Some(stages) = self.stages.take() {
-            drop(stages.chunks);
             // Quick: each thread ends after the chunk at hand, and an upload is abandoned at once.
-            for compressor in stages.compressors {
-                let _ = compressor.join();
-            }
-            let _ = stages.sealer.join();
-            let _ = stages.uploader.join();
+            stages.join();
         }
     }
 }
@@ -274,8 +288,8 @@ fn encode(
     })
 }
 
-fn seal(shared: &Shared, recipients: &[Recipient], frames: &Receiver<Frame>, packs: &SyncSender<FullPack>) {
-    let mut building: Option<PackBuilder> = None;
+fn fill(shared: &Shared, recipients: &[Recipient], frames: &Receiver<Frame>, packs: &SyncSender<PackBuilder>) {
+    let mut filling: Option<PackBuilder> = None;
     while let Ok(Frame {
         chunk,
         raw_bytes,
@@ -285,12 +299,12 @@ fn seal(shared: &Shared, recipients: &[Recipient], frames: &Receiver<Frame>, pac
         if shared.is_stopped() {
             return;
         }
-        if let Some(full) = building.take_if(|pack| pack.is_full_for(frame.len()))
-            && !hand_over(shared, full, packs)
+        if let Some(full) = filling.take_if(|pack| pack.is_full_for(frame.len()))
+            && packs.send(full).is_err()
         {
             return;
         }
-        let open = match building.take() {
+        let open = match filling.take() {
             Some(open) => Ok(open),
             None => PackBuilder::begin(recipients, locked(&shared.pack_buffers).pop().unwrap_or_default()),
         };
@@ -299,40 +313,38 @@ fn seal(shared: &Shared, recipients: &[Recipient], frames: &Receiver<Frame>, pac
             Ok(open)
         });
         match appended {
-            Ok(open) => building = Some(open),
-            Err(source) => {
-                return shared.fail(WriteError::Seal {
-                    object: "a pack",
-                    source,
-                });
-            }
+            Ok(open) => filling = Some(open),
+            Err(source) => return shared.fail(seal_error(source)),
         }
         shared.give_back(frame);
     }
     // The compressing threads are done, or given up; only in the first case the rest is worth storing.
-    if let (Some(last), false) = (building, shared.is_stopped()) {
-        hand_over(shared, last, packs);
+    if let (Some(last), false) = (filling, shared.is_stopped()) {
+        // Nobody takes it only where storing failed, which is reported already.
+        let _ = packs.send(last);
     }
 }
 
-fn hand_over(shared: &Shared, pack: PackBuilder, packs: &SyncSender<FullPack>) -> bool {
-    match pack.finish() {
-        Ok(full) => packs.send(full).is_ok(),
-        Err(source) => {
-            shared.fail(WriteError::Seal {
-                object: "a pack",
-                source,
-            });
-            false
-        }
+fn seal_error(source: std::io::Error) -> WriteError {
+    WriteError::Seal {
+        object: "a pack",
+        source,
     }
 }
 
-fn upload(shared: &Shared, store: &Store, runtime: &Handle, packs: &Receiver<FullPack>) -> Vec<StoredPack> {
-    let mut stored = Vec::new();
+fn seal_and_store(shared: &Shared, store: &Store, runtime: &Handle, packs: &Mutex<Receiver<PackBuilder>>) {
     let mut stop = shared.stop.subscribe();
-    while let Ok(FullPack { digest, sealed, chunks }) = packs.recv() {
-        let bytes = Bytes::from(sealed);
+    loop {
+        let received = locked(packs).recv();
+        let Ok(pack) = received else { return };
+        if shared.is_stopped() {
+            return;
+        }
+        let SealedPack { digest, bytes, chunks } = match pack.seal() {
+            Ok(sealed) => sealed,
+            Err(source) => return shared.fail(seal_error(source)),
+        };
+        let bytes = Bytes::from(bytes);
         let object = layout::pack(&digest);
         let put = runtime.block_on(async {
             tokio::select! {
@@ -342,17 +354,16 @@ fn upload(shared: &Shared, store: &Store, runtime: &Handle, packs: &Receiver<Ful
             }
         });
         match put {
-            None => return stored,
+            None => return,
             Some(Err(source)) => {
-                shared.fail(WriteError::Store {
+                return shared.fail(WriteError::Store {
                     doing: "store a pack",
                     source,
                 });
-                return stored;
             }
             Some(Ok(())) => {}
         }
-        stored.push(StoredPack {
+        locked(&shared.stored).push(StoredPack {
             digest,
             sealed_bytes: bytes.len() as u64,
             chunks,
@@ -362,7 +373,6 @@ fn upload(shared: &Shared, store: &Store, runtime: &Handle, packs: &Receiver<Ful
             locked(&shared.pack_buffers).push(bytes.into());
         }
     }
-    stored
 }
 
 #[cfg(test)]

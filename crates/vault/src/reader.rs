@@ -2,53 +2,50 @@
 //! digest.
 //!
 //! The chain of trust: a signer's key, the receipt, the digests of manifest and list of packs in it, the digests of
-//! index objects in that list. Memory is bounded: a chunk or two, [`PACKS_OPEN`] packs with two read windows each, and
-//! the index of this backup, about 50 bytes a chunk.
+//! index objects in that list. Memory is bounded: what [`Fetcher`](crate::fetch::Fetcher) holds, the extents of a few
+//! entries, and the index of this backup, about 50 bytes a chunk.
 
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::collections::HashSet;
+use std::io::{self, Write};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use strongroom_proto::manifest::{Entry, EntrySink, EntrySource, Listed};
 use strongroom_proto::{BackupId, ChunkId, Sha256Digest};
 use tokio::runtime::Handle;
-use zstd::bulk::Decompressor;
 
-use crate::codec;
 use crate::commit::CommittedReceipt;
 use crate::error::ReadError;
-use crate::index;
+use crate::fetch::{self, Fetcher};
+use crate::index::{self, IndexBody};
 use crate::keys::{ChunkIdKey, Identity};
 use crate::layout;
-use crate::manifest::{ENTRY_LINE_BYTES, End, EntryLine, Extent, Needed, Root};
-use crate::ranged::RangedObject;
+use crate::manifest::{ENTRY_LINE_BYTES, End, EntryLine, Needed, Part, Root};
 use crate::store::sha256;
 use crate::vault::Vault;
 
-/// Packs open at the same time; a backup that reuses much jumps between as many as there were changes.
-const PACKS_OPEN: usize = 6;
 /// Index objects read at the same time.
 const INDEX_READS: usize = 4;
 
 /// Where a chunk lies in a decrypted pack.
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    chunk: ChunkId,
-    pack: u32,
-    offset: u64,
-    stored_bytes: u32,
-    raw_bytes: u32,
+pub(crate) struct Place {
+    pub(crate) chunk: ChunkId,
+    pub(crate) pack: u32,
+    pub(crate) offset: u64,
+    pub(crate) stored_bytes: u32,
+    pub(crate) raw_bytes: u32,
 }
 
 /// Reads one backup; its [`EntrySource`] calls block and belong on a thread that may.
 pub struct BackupReader {
-    vault: Vault,
-    runtime: Handle,
-    identity: Identity,
-    ids: ChunkIdKey,
+    pub(crate) vault: Vault,
+    pub(crate) runtime: Handle,
+    pub(crate) identity: Identity,
+    pub(crate) ids: ChunkIdKey,
     committed: CommittedReceipt,
     root: Root,
-    packs: Vec<Sha256Digest>,
+    pub(crate) packs: Vec<Sha256Digest>,
     /// Sorted by chunk.
     places: Vec<Place>,
 }
@@ -74,9 +71,6 @@ impl Vault {
         let manifest = self.get_artifact(&committed, &manifest_name).await?;
         let list = self.get_artifact(&committed, &list_name).await?;
 
-        let writer_key = self.open_writer_key(self.writer_key_id(), identity).await?;
-        self.check_writer_key(&writer_key).await?;
-
         let root = Root::open(&manifest_name, &manifest, identity)?;
         if root.backup_id != *id {
             return Err(ReadError::Misplaced {
@@ -85,6 +79,7 @@ impl Vault {
                 expected: id.to_string(),
             });
         }
+        let writer_key = self.open_writer_key(&root.writer_key, identity).await?;
         let needed = Needed::decode(&list_name, &list)?;
         let packs: Vec<Sha256Digest> = needed.packs().collect();
         let macs = writer_key.macs();
@@ -93,7 +88,7 @@ impl Vault {
             .map(|digest| async move { Ok::<_, ReadError>((digest, index::get(self.store(), &digest).await?)) })
             .buffer_unordered(INDEX_READS);
         while let Some((digest, bytes)) = objects.try_next().await? {
-            index::decode(&digest, &bytes, &macs, |line| {
+            IndexBody::open(&digest, &bytes)?.for_each(&macs, |line| {
                 // An index may list packs this backup does not use.
                 if let Ok(pack) = packs.binary_search(&line.pack) {
                     places.push(Place {
@@ -157,23 +152,52 @@ impl BackupReader {
         &self.committed
     }
 
-    fn fetcher(&self) -> Result<Fetcher<'_>, ReadError> {
-        Ok(Fetcher {
-            reader: self,
-            open: Vec::with_capacity(PACKS_OPEN),
-            decoder: Decompressor::new().map_err(|source| ReadError::malformed("zstd", source))?,
-            frame: Vec::new(),
-            content: None,
-        })
+    /// The paths of the entries whose content lies in these packs or chunks, in the backup's order.
+    ///
+    /// It takes a whole entry list: where that is damaged itself, there is no telling.
+    pub fn entries_needing(
+        &self,
+        packs: &HashSet<Sha256Digest>,
+        chunks: &HashSet<ChunkId>,
+    ) -> Result<Vec<String>, ReadError> {
+        let numbers: HashSet<u32> = (0..)
+            .zip(&self.packs)
+            .filter(|(_, pack)| packs.contains(*pack))
+            .map(|(number, _)| number)
+            .collect();
+        let mut paths = Vec::new();
+        let mut lines = self.lines();
+        while let Some(planned) = lines.next_entry()? {
+            let is_needed = planned.parts.iter().any(|part| match part {
+                Part::Extent(extent) => {
+                    chunks.contains(&extent.chunk)
+                        || self.place(&extent.chunk).is_ok_and(|place| numbers.contains(&place.pack))
+                }
+                Part::Hole(_) => false,
+            });
+            if is_needed {
+                paths.push(planned.entry.path);
+            }
+        }
+        Ok(paths)
+    }
+
+    pub(crate) fn place(&self, chunk: &ChunkId) -> Result<Place, ReadError> {
+        let places = &self.places;
+        let found = places.binary_search_by_key(chunk, |place| place.chunk).ok();
+        found
+            .and_then(|at| places.get(at).copied())
+            .ok_or(ReadError::ChunkUnknown { chunk: *chunk })
     }
 
     fn lines(&self) -> ListLines<'_> {
         ListLines {
+            reader: self,
             chunks: self.root.chunks.iter(),
             object: layout::manifest(&self.root.backup_id, self.committed.receipt.attempt),
+            opener: fetch::Opener::new(self),
             bytes: Vec::new(),
             start: 0,
-            raw: Vec::new(),
             entries_left: self.root.entries,
         }
     }
@@ -181,35 +205,24 @@ impl BackupReader {
 
 impl EntrySource for BackupReader {
     fn for_each_entry(&self, each: &mut dyn FnMut(Listed<'_>) -> io::Result<()>) -> io::Result<()> {
-        let mut fetcher = self.fetcher()?;
         let mut lines = self.lines();
-        while let Some(entry) = lines.next_entry(&mut fetcher)? {
-            let end = loop {
-                match lines.next_part(&mut fetcher)? {
-                    Part::Extent(_) => {}
-                    Part::End(end) => break end,
-                }
-            };
-            each(Listed {
-                entry: &entry,
-                bytes: end.bytes,
-                hole_bytes: 0,
-                blake3: end.blake3,
-            })?;
+        while let Some(planned) = lines.next_entry()? {
+            each(planned.listed())?;
         }
         Ok(())
     }
 
     fn copy_content(&self, path: &str, out: &mut dyn Write) -> io::Result<()> {
-        let mut fetcher = self.fetcher()?;
-        let mut lines = self.lines();
-        while let Some(entry) = lines.next_entry(&mut fetcher)? {
-            if entry.path == path {
-                return copy_entry(&entry, &mut lines, &mut fetcher, &mut |bytes| out.write_all(bytes));
-            }
-            while let Part::Extent(_) = lines.next_part(&mut fetcher)? {}
+        let mut copied = CopiedContent { out, is_found: false };
+        let mut is_taken = false;
+        self.replay_where(
+            &mut |listed| Ok(listed.entry.path == path && !std::mem::replace(&mut is_taken, true)),
+            &mut copied,
+        )?;
+        match copied.is_found {
+            true => Ok(()),
+            false => Err(ReadError::NoEntry { path: path.to_owned() }.into()),
         }
-        Err(ReadError::NoEntry { path: path.to_owned() }.into())
     }
 
     fn replay_where(
@@ -217,88 +230,129 @@ impl EntrySource for BackupReader {
         wanted: &mut dyn FnMut(Listed<'_>) -> io::Result<bool>,
         sink: &mut dyn EntrySink,
     ) -> io::Result<()> {
-        let _ = wanted;
-        let mut fetcher = self.fetcher()?;
         let mut lines = self.lines();
-        while let Some(entry) = lines.next_entry(&mut fetcher)? {
-            sink.begin(&entry)?;
-            copy_entry(&entry, &mut lines, &mut fetcher, &mut |bytes| sink.write(bytes))?;
-            sink.end()?;
+        let mut next = || -> io::Result<Option<Planned>> {
+            while let Some(planned) = lines.next_entry()? {
+                if wanted(planned.listed())? {
+                    return Ok(Some(planned));
+                }
+            }
+            Ok(None)
+        };
+        Fetcher::run(self, |fetcher| {
+            while let Some(planned) = fetcher.next_entry(&mut next)? {
+                let mut hasher = blake3::Hasher::new();
+                sink.begin(&planned.entry)?;
+                for part in &planned.parts {
+                    match part {
+                        Part::Hole(bytes) => sink.hole(*bytes)?,
+                        Part::Extent(extent) => {
+                            let content = fetcher.content(&extent.chunk, &mut next)?;
+                            let from = extent.offset as usize;
+                            let content = content.get(from..from + extent.bytes as usize);
+                            let content = content.ok_or_else(|| planned.corrupt())?;
+                            hasher.update(content);
+                            sink.write(content)?;
+                            fetcher.release(&extent.chunk);
+                        }
+                    }
+                }
+                if planned.end.blake3.as_bytes() != hasher.finalize().as_bytes() {
+                    return Err(planned.corrupt().into());
+                }
+                sink.end()?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// An entry with all its lines.
+pub(crate) struct Planned {
+    pub(crate) entry: Entry,
+    pub(crate) parts: Vec<Part>,
+    end: End,
+}
+
+impl Planned {
+    fn listed(&self) -> Listed<'_> {
+        let holes = self.parts.iter().filter(|part| matches!(part, Part::Hole(_)));
+        Listed {
+            entry: &self.entry,
+            bytes: self.end.bytes,
+            hole_bytes: holes.map(Part::bytes).sum(),
+            blake3: self.end.blake3,
         }
+    }
+
+    fn corrupt(&self) -> ReadError {
+        ReadError::EntryCorrupt {
+            path: self.entry.path.clone(),
+        }
+    }
+}
+
+/// A sink of one entry's content.
+struct CopiedContent<'a> {
+    out: &'a mut dyn Write,
+    is_found: bool,
+}
+
+impl EntrySink for CopiedContent<'_> {
+    fn begin(&mut self, _: &Entry) -> io::Result<()> {
+        self.is_found = true;
+        Ok(())
+    }
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.out.write_all(bytes)
+    }
+    fn end(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// Copies the content of the entry whose first line was just read; an error where it is not what was written.
-fn copy_entry(
-    entry: &Entry,
-    lines: &mut ListLines<'_>,
-    fetcher: &mut Fetcher<'_>,
-    out: &mut dyn FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut hasher = blake3::Hasher::new();
-    let mut bytes = 0;
-    let corrupt = || ReadError::EntryCorrupt {
-        path: entry.path.clone(),
-    };
-    loop {
-        match lines.next_part(fetcher)? {
-            Part::Extent(extent) => {
-                let raw = fetcher.content(&extent.chunk)?;
-                let from = extent.offset as usize;
-                let part = raw.get(from..from + extent.bytes as usize).ok_or_else(corrupt)?;
-                hasher.update(part);
-                bytes += part.len() as u64;
-                out(part)?;
-            }
-            Part::End(end) if end.bytes == bytes && end.blake3.as_bytes() == hasher.finalize().as_bytes() => {
-                return Ok(());
-            }
-            Part::End(_) => return Err(corrupt().into()),
-        }
-    }
-}
-
-enum Part {
-    Extent(Extent),
-    End(End),
-}
-
 /// The lines of the entry list, chunk by chunk.
 struct ListLines<'a> {
+    reader: &'a BackupReader,
     chunks: std::slice::Iter<'a, ChunkId>,
     object: String,
+    opener: fetch::Opener<'a>,
     bytes: Vec<u8>,
     start: usize,
-    raw: Vec<u8>,
     entries_left: u64,
 }
 
 impl ListLines<'_> {
-    fn next_entry(&mut self, fetcher: &mut Fetcher<'_>) -> Result<Option<Entry>, ReadError> {
-        match self.next_line(fetcher)? {
-            None if self.entries_left == 0 => Ok(None),
-            None => Err(self.malformed("it ends before its last entry")),
+    fn next_entry(&mut self) -> Result<Option<Planned>, ReadError> {
+        let entry = match self.next_line()? {
+            None if self.entries_left == 0 => return Ok(None),
+            None => return Err(self.malformed("it ends before its last entry")),
             Some(EntryLine::Entry(_)) if self.entries_left == 0 => {
-                Err(self.malformed("it has more entries than it says"))
+                return Err(self.malformed("it has more entries than it says"));
             }
-            Some(EntryLine::Entry(entry)) => {
-                self.entries_left -= 1;
-                Ok(Some(*entry))
-            }
-            Some(_) => Err(self.malformed("an entry is missing")),
+            Some(EntryLine::Entry(entry)) => *entry,
+            Some(_) => return Err(self.malformed("an entry is missing")),
+        };
+        self.entries_left -= 1;
+        let mut parts = Vec::new();
+        let mut bytes: u64 = 0;
+        loop {
+            let part = match self.next_line()? {
+                Some(EntryLine::Extent(extent)) => Part::Extent(extent),
+                Some(EntryLine::Hole(hole)) => Part::Hole(hole.bytes),
+                Some(EntryLine::End(end)) if end.bytes == bytes => {
+                    return Ok(Some(Planned { entry, parts, end }));
+                }
+                Some(EntryLine::End(_)) => return Err(ReadError::EntryCorrupt { path: entry.path }),
+                _ => return Err(self.malformed("an entry does not end")),
+            };
+            let sum = bytes.checked_add(part.bytes());
+            bytes = sum.ok_or_else(|| self.malformed("an entry is longer than anything can be"))?;
+            parts.push(part);
         }
     }
 
-    fn next_part(&mut self, fetcher: &mut Fetcher<'_>) -> Result<Part, ReadError> {
-        match self.next_line(fetcher)? {
-            Some(EntryLine::Extent(extent)) => Ok(Part::Extent(extent)),
-            Some(EntryLine::End(end)) => Ok(Part::End(end)),
-            _ => Err(self.malformed("an entry does not end")),
-        }
-    }
-
-    fn next_line(&mut self, fetcher: &mut Fetcher<'_>) -> Result<Option<EntryLine>, ReadError> {
+    fn next_line(&mut self) -> Result<Option<EntryLine>, ReadError> {
         let mut searched = 0;
         loop {
             let waiting = self.bytes.get(self.start..).unwrap_or_default();
@@ -323,90 +377,13 @@ impl ListLines<'_> {
             };
             self.bytes.drain(..self.start);
             self.start = 0;
-            fetcher.fetch(chunk, &mut self.raw)?;
-            self.bytes.extend_from_slice(&self.raw);
+            let place = self.reader.place(chunk)?;
+            let content = self.opener.open_one(&place)?;
+            self.bytes.extend_from_slice(&content);
         }
     }
 
     fn malformed(&self, problem: &str) -> ReadError {
         ReadError::malformed(&self.object, format!("the entry list is wrong: {problem}"))
-    }
-}
-
-/// Fetches chunks, keeping the packs they come from open for the next.
-struct Fetcher<'a> {
-    reader: &'a BackupReader,
-    /// The most recently used last.
-    open: Vec<(u32, age::stream::StreamReader<RangedObject>)>,
-    decoder: Decompressor<'static>,
-    frame: Vec<u8>,
-    /// The content chunk fetched last: small entries share one.
-    content: Option<(ChunkId, Vec<u8>)>,
-}
-
-impl Fetcher<'_> {
-    fn content(&mut self, chunk: &ChunkId) -> Result<&[u8], ReadError> {
-        let (held, mut raw) = self.content.take().unzip();
-        let mut raw = raw.take().unwrap_or_default();
-        if held != Some(*chunk) {
-            self.fetch(chunk, &mut raw)?;
-        }
-        Ok(&self.content.insert((*chunk, raw)).1)
-    }
-
-    /// Puts the chunk's content, checked, into `raw`.
-    fn fetch(&mut self, chunk: &ChunkId, raw: &mut Vec<u8>) -> Result<(), ReadError> {
-        let places = &self.reader.places;
-        let place = places
-            .binary_search_by_key(chunk, |place| place.chunk)
-            .ok()
-            .and_then(|at| places.get(at).copied())
-            .ok_or(ReadError::ChunkUnknown { chunk: *chunk })?;
-        let pack_name = || {
-            let digest = self.reader.packs.get(place.pack as usize);
-            digest.map(ToString::to_string).unwrap_or_default()
-        };
-        let mut pack = self.take_open(place.pack)?;
-        self.frame.clear();
-        self.frame.resize(place.stored_bytes as usize, 0);
-        let read = pack
-            .seek(SeekFrom::Start(place.offset))
-            .and_then(|_| pack.read_exact(&mut self.frame));
-        read.map_err(|source| ReadError::ReadChunk {
-            chunk: *chunk,
-            pack: pack_name(),
-            source,
-        })?;
-        self.open.push((place.pack, pack));
-        let corrupt = || ReadError::ChunkCorrupt {
-            chunk: *chunk,
-            pack: pack_name(),
-        };
-        codec::decode(&mut self.decoder, &self.frame, place.raw_bytes as usize, raw).map_err(|_| corrupt())?;
-        if self.reader.ids.id(raw) == *chunk {
-            Ok(())
-        } else {
-            Err(corrupt())
-        }
-    }
-
-    fn take_open(&mut self, number: u32) -> Result<age::stream::StreamReader<RangedObject>, ReadError> {
-        if let Some(at) = self.open.iter().position(|(open, _)| *open == number) {
-            return Ok(self.open.remove(at).1);
-        }
-        if self.open.len() >= PACKS_OPEN {
-            self.open.remove(0);
-        }
-        let reader = self.reader;
-        let digest = reader.packs.get(number as usize).copied();
-        let object = digest.map(|digest| layout::pack(&digest)).unwrap_or_default();
-        let ranged = RangedObject::open(reader.vault.store().clone(), reader.runtime.clone(), object.clone())?;
-        reader.identity.open(ranged).map_err(|source| match source {
-            age::DecryptError::NoMatchingKeys => ReadError::WrongIdentity {
-                object,
-                source: Box::new(source),
-            },
-            source => ReadError::malformed(object, source),
-        })
     }
 }

@@ -6,25 +6,30 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use strongroom_proto::receipt::RECEIPT_NAMESPACE;
-use strongroom_proto::{BackupId, VaultId};
+use strongroom_proto::{BackupId, Sha256Digest, VaultId};
 
 use crate::create::{self, NewVault};
 use crate::describe::{ChunkerParameters, Description, FORMAT};
 use crate::error::{CreateVaultError, OpenVaultError, ReadError};
-use crate::keys::{Identity, Recipient, WriterKey, parse_recipient};
+use crate::generation::{Generation, History};
+use crate::keys::{Identity, Recipient, WriterKey};
 use crate::layout;
-use crate::store::Store;
+use crate::store::{Store, sha256};
 
 /// A vault. Clones are cheap and share everything.
+///
+/// The keys it tells of are those that were in force when it was opened. Writing always looks for newer ones, reading
+/// where something needs them, so a vault may be kept open for long.
 #[derive(Clone)]
 pub struct Vault(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     store: Store,
     description: Description,
     /// `vault.json` as stored: what the MAC is over.
     bytes: Bytes,
-    recipients: Arc<[Recipient]>,
+    keys: History,
 }
 
 impl std::fmt::Debug for Vault {
@@ -76,20 +81,15 @@ impl Vault {
         if description.chunker != ChunkerParameters::ours() {
             return Err(unsupported(format!("the chunker {:?}", description.chunker)));
         }
-        let recipients: Vec<Recipient> = description
-            .recipients
-            .iter()
-            .map(|text| parse_recipient(text))
-            .collect::<Result<_, _>>()
-            .map_err(|e| malformed(e.into()))?;
-        if recipients.is_empty() {
-            return Err(malformed("it names no recipient".into()));
-        }
+        let mut keys = History::begin(&description, &bytes).map_err(|e| malformed(e.into()))?;
+        keys.read_later(&store, description.vault_id)
+            .await
+            .map_err(|source| OpenVaultError::Keys { source })?;
         Ok(Self(Arc::new(Inner {
             store,
             description,
             bytes,
-            recipients: recipients.into(),
+            keys,
         })))
     }
 
@@ -103,22 +103,35 @@ impl Vault {
         self.0.store.url()
     }
 
-    /// Who can read it.
+    /// Who can read what is written now.
     pub fn recipients(&self) -> &[String] {
-        &self.0.description.recipients
+        &self.0.keys.newest().recipients
     }
 
-    /// The name of the writer key its writers hold.
+    /// The name of the writer key that its writers hold now.
     pub fn writer_key_id(&self) -> &str {
-        &self.0.description.writer_key_id
+        &self.0.keys.newest().writer_key_id
     }
 
-    /// Who signs receipts: the text of an `allowed_signers` file for `ssh-keygen -Y verify`.
+    /// The number of the generation of keys that is in force, from 1.
+    pub fn key_generation(&self) -> u32 {
+        self.0.keys.newest().number
+    }
+
+    /// Who signs receipts, or ever did: the text of an `allowed_signers` file for `ssh-keygen -Y verify`.
     pub fn allowed_signers(&self) -> String {
-        let line = |s: &crate::describe::KnownSigner| {
-            format!("{} namespaces=\"{RECEIPT_NAMESPACE}\" {}\n", s.principal, s.public_key)
-        };
-        self.0.description.signers.iter().map(line).collect()
+        let mut lines = BTreeSet::new();
+        let mut text = String::new();
+        for signer in self.0.keys.all().flat_map(|generation| &generation.signers) {
+            let line = format!(
+                "{} namespaces=\"{RECEIPT_NAMESPACE}\" {}\n",
+                signer.principal, signer.public_key
+            );
+            if lines.insert(line.clone()) {
+                text.push_str(&line);
+            }
+        }
+        text
     }
 
     /// The ids of all backups that have a receipt, in order, which is that of the time they were asked for.
@@ -138,32 +151,92 @@ impl Vault {
         Ok(ids.into_iter().collect())
     }
 
-    /// The number of the set of keys that is in force, from 1.
-    pub(crate) fn key_generation(&self) -> u32 {
-        1
-    }
-
     /// The writer key with this id, sealed in the vault so that an identity alone can check what it reads.
+    ///
+    /// The vault's description and every generation of keys that this key vouches for are as its holder wrote them.
     pub(crate) async fn open_writer_key(&self, key_id: &str, identity: &Identity) -> Result<WriterKey, ReadError> {
-        let object = layout::writer_key(key_id);
-        let sealed = self.get_document("read the writer key", &object).await?;
-        let sealed = sealed.ok_or_else(|| ReadError::Missing { object: object.clone() })?;
-        identity.open_writer_key(&object, &sealed, layout::DOCUMENT_BYTES)
+        if !self.0.keys.knows(key_id)
+            && let Some(newer) = self.newer().await?
+        {
+            return newer.open_known_writer_key(key_id, identity).await;
+        }
+        self.open_known_writer_key(key_id, identity).await
     }
 
-    /// Makes sure that this is the vault's writer key and that `vault.json` is as its holder wrote it.
-    ///
-    /// Without this, who can write to the bucket could add a recipient and be sent every later backup.
-    pub(crate) async fn check_writer_key(&self, key: &WriterKey) -> Result<(), ReadError> {
-        let found = key.key_id();
-        if found != self.0.description.writer_key_id {
-            return Err(ReadError::WrongWriterKey {
-                vault: self.id(),
-                found,
-                expected: self.0.description.writer_key_id.clone(),
-            });
+    async fn open_known_writer_key(&self, key_id: &str, identity: &Identity) -> Result<WriterKey, ReadError> {
+        let mut failed = None;
+        for (object, digest) in self.sealed_writer_keys(key_id) {
+            match self.open_sealed_writer_key(&object, digest, key_id, identity).await {
+                Ok(key) => {
+                    self.check_macs(&key).await?;
+                    return Ok(key);
+                }
+                Err(error) if error.is_retryable() => return Err(error),
+                // One that is damaged says more than one that was sealed to somebody else.
+                Err(error) => match (&failed, &error) {
+                    (None, _) | (Some(ReadError::WrongIdentity { .. }), _) => failed = Some(error),
+                    _ => {}
+                },
+            }
         }
-        let object = layout::vault_mac(&found);
+        Err(failed.unwrap_or_else(|| ReadError::Missing {
+            object: layout::writer_key(key_id),
+        }))
+    }
+
+    /// Where this writer key lies sealed, sealed last first, with the digest of what lies there where one is known.
+    pub(crate) fn sealed_writer_keys(&self, key_id: &str) -> Vec<(String, Option<Sha256Digest>)> {
+        let mut places: Vec<_> = self
+            .0
+            .keys
+            .all()
+            .rev()
+            .flat_map(|generation| &generation.writer_keys)
+            .filter(|sealed| sealed.writer_key == key_id)
+            .map(|sealed| (layout::sealed_writer_key(key_id, &sealed.sealed), Some(sealed.sealed)))
+            .collect();
+        if self.0.description.writer_key_id == key_id {
+            places.push((layout::writer_key(key_id), None));
+        }
+        places
+    }
+
+    async fn open_sealed_writer_key(
+        &self,
+        object: &str,
+        digest: Option<Sha256Digest>,
+        key_id: &str,
+        identity: &Identity,
+    ) -> Result<WriterKey, ReadError> {
+        let damaged = |problem| ReadError::Damaged {
+            object: object.to_owned(),
+            problem,
+        };
+        let sealed = self.get_document("read the writer key", object).await?;
+        let sealed = sealed.ok_or_else(|| ReadError::Missing {
+            object: object.to_owned(),
+        })?;
+        if digest.is_some_and(|digest| sha256(&sealed) != digest) {
+            return Err(damaged("its SHA-256 is not its name"));
+        }
+        let key = identity.open_writer_key(object, &sealed, layout::DOCUMENT_BYTES)?;
+        match key.key_id() == key_id {
+            true => Ok(key),
+            false => Err(damaged("it holds another writer key than its name says")),
+        }
+    }
+
+    /// Makes sure that this was a writer key of the vault, and that everything that it vouches for is as it was written.
+    pub(crate) async fn check_macs(&self, key: &WriterKey) -> Result<(), ReadError> {
+        let id = key.key_id();
+        if !self.0.keys.knows(&id) {
+            return Err(self.wrong_writer_key(id));
+        }
+        self.0.keys.check_macs(key)?;
+        if self.0.description.writer_key_id != id {
+            return Ok(());
+        }
+        let object = layout::vault_mac(&id);
         let mac = self.get_document("check vault.json", &object).await?;
         let mac = mac.ok_or(ReadError::Missing { object })?;
         let stored = std::str::from_utf8(&mac)
@@ -179,20 +252,78 @@ impl Vault {
         }
     }
 
+    /// The vault with the keys that are in force now, for a holder of the writer key; an error where this is not it.
+    ///
+    /// Without this, who can write to the store could add a recipient and be sent every later backup.
+    pub(crate) async fn for_writing(&self, key: &WriterKey) -> Result<Self, ReadError> {
+        let vault = self.newer().await?.unwrap_or_else(|| self.clone());
+        vault.check_macs(key).await?;
+        let found = key.key_id();
+        if vault.writer_key_id() == found {
+            return Ok(vault);
+        }
+        // Its successor was vouched for by this key, or `check_macs` had refused it.
+        Err(ReadError::WriterKeyRotated {
+            vault: vault.id(),
+            found,
+            expected: vault.writer_key_id().to_owned(),
+        })
+    }
+
+    /// The vault with the generations of keys that came since it was opened, where there are any.
+    pub(crate) async fn newer(&self) -> Result<Option<Self>, ReadError> {
+        let known = self.key_generation();
+        let next = layout::generation(known + 1);
+        if self.get_document("look for newer keys", &next).await?.is_none() {
+            return Ok(None);
+        }
+        let mut inner = Inner::clone(&self.0);
+        inner.keys.read_later(&self.0.store, self.id()).await?;
+        Ok(Some(Self(Arc::new(inner))))
+    }
+
+    fn wrong_writer_key(&self, found: String) -> ReadError {
+        ReadError::WrongWriterKey {
+            vault: self.id(),
+            found,
+            expected: self.writer_key_id().to_owned(),
+        }
+    }
+
+    pub(crate) fn generations(&self) -> impl DoubleEndedIterator<Item = &Generation> {
+        self.0.keys.all()
+    }
+
+    pub(crate) fn generation(&self, number: u32) -> Option<&Generation> {
+        self.0.keys.get(number)
+    }
+
+    pub(crate) fn newest_generation(&self) -> &Generation {
+        self.0.keys.newest()
+    }
+
+    pub(crate) fn description(&self) -> &Description {
+        &self.0.description
+    }
+
     pub(crate) fn store(&self) -> &Store {
         &self.0.store
     }
 
     pub(crate) fn sealed_to(&self) -> &Arc<[Recipient]> {
-        &self.0.recipients
+        &self.0.keys.newest().sealed_to
     }
 
+    /// The public keys that may sign a receipt now.
+    pub(crate) fn signers_in_force(&self) -> impl Iterator<Item = &str> {
+        self.0.keys.newest().signers.iter().map(|signer| signer.public_key.as_str())
+    }
+
+    /// The public keys whose receipts are believed: those of all generations, for receipts outlive the key that made
+    /// them.
     pub(crate) fn public_lines(&self) -> impl Iterator<Item = &str> {
-        self.0
-            .description
-            .signers
-            .iter()
-            .map(|signer| signer.public_key.as_str())
+        let signers = self.0.keys.all().flat_map(|generation| &generation.signers);
+        signers.map(|signer| signer.public_key.as_str())
     }
 
     pub(crate) async fn get_document(&self, doing: &str, object: &str) -> Result<Option<Bytes>, ReadError> {

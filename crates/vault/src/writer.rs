@@ -2,14 +2,18 @@
 //!
 //! All content flows as one stream that is cut by its content, so that small files share chunks; an entry is a list of
 //! extents. A stream larger than the average chunk is cut off from its neighbours on both sides, so that it
-//! deduplicates whatever they do. The entry list flows through a second stream of the same kind.
+//! deduplicates whatever they do, and a database's file is cut at fixed places. The entry list flows through a second
+//! stream of the same kind. What an earlier backup of the target stored and has not changed, whole files or blocks of
+//! large ones, does not flow at all: its extents are written again.
 //!
 //! The order of what is stored: packs, barrier, index objects, manifest, list of packs. The barrier keeps the promise
-//! of the index after a power failure; [`Vault::commit`] has the ones around the receipt.
+//! of the index after a power failure; [`Vault::commit`] has the ones around the receipt. A large backup stores parts
+//! of its index on the way, each after a barrier, so that another attempt finds what this one stored.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,19 +22,33 @@ use strongroom_proto::receipt::{Artifact, Totals};
 use strongroom_proto::{Attempt, BackupId, ChunkId, Sha256Digest};
 use tokio::runtime::Handle;
 
+use crate::blocks::{self, BlockHasher};
+use crate::cache::{BlockDigest, Blocks, CacheReader, CacheWriter, CachedFile};
 use crate::chunker::{CHUNK_AVG_BYTES, Chunker};
 use crate::describe::FORMAT;
 use crate::error::{StoreError, WriteError};
-use crate::index::{self, ChunkIdHasher, ChunkIndex};
+use crate::index::{self, ChunkIdHasher, ChunkIndex, IndexKeys};
 use crate::keys::{ChunkIdKey, MacKey, WriterKey};
 use crate::layout;
-use crate::manifest::{ENTRY_LINE_BYTES, End, EntryLine, Extent, Needed, Root};
+use crate::manifest::{ENTRY_LINE_BYTES, End, EntryLine, Extent, Hole, Needed, Part, Root};
 use crate::pipeline::{Pipeline, StoredPack};
 use crate::store::sha256;
 use crate::vault::Vault;
 
 /// Entries whose content is not yet cut into chunks; with more of them the stream is cut where it is.
 const PENDING_ENTRIES: usize = 16_384;
+/// The same for the parts of one entry.
+const PENDING_PIECES: usize = 65_536;
+/// Chunks of a database's file.
+const PAGED_CHUNK_BYTES: usize = 1024 * 1024;
+/// Extents of a file that is kept block by block are this long on average; one in smaller pieces is stored anew.
+const KEPT_EXTENT_MIN_BYTES: u64 = 32 * 1024;
+/// With so much in packs that no index lists, their part of the index is stored.
+const UNLISTED_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+/// With so many chunks in them, too.
+const UNLISTED_CHUNKS: usize = 100_000;
+/// How many new chunks come between two looks at that.
+const LISTING_STEP_CHUNKS: u64 = 64;
 
 /// What a receipt needs to know of a backup that is stored but not yet committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,55 +61,118 @@ pub struct Sealed {
 
 /// Writes one attempt of a backup; to be used from a thread that may block.
 ///
-/// Dropped before [`finish`](Self::finish) it leaves no backup, at most packs that nothing refers to.
+/// Dropped before [`finish`](Self::finish) it leaves no backup, at most packs that no backup refers to.
 pub struct BackupWriter {
-    vault: Vault,
-    runtime: Handle,
-    backup_id: BackupId,
-    attempt: Attempt,
-    macs: MacKey,
     keeper: Keeper,
     content: Chunker,
-    list: Chunker,
-    list_chunks: Vec<ChunkId>,
+    list: EntryList,
     /// Entries whose extents are not all known yet, in order.
     open: VecDeque<OpenEntry>,
     current: Option<Current>,
+    known: Known,
     entries: u64,
     content_bytes: u64,
-    line: Vec<u8>,
 }
 
 impl std::fmt::Debug for BackupWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BackupWriter")
-            .field("backup_id", &self.backup_id)
-            .field("attempt", &self.attempt)
+            .field("backup_id", &self.keeper.backup_id)
+            .field("attempt", &self.keeper.attempt)
             .finish_non_exhaustive()
     }
 }
 
-/// An entry in the stream of content, from `start` to its end.
+/// An entry that is not yet written to the entry list as a whole.
 struct OpenEntry {
     /// Until its first line is written.
     entry: Option<Box<Entry>>,
-    start: u64,
-    end: Option<(u64, Sha256Digest)>,
+    /// What its content consists of, as far as it is not written.
+    pieces: VecDeque<Piece>,
+    end: Option<End>,
+    /// What the next backup is to know of it; its parts gather as they are written.
+    remembered: Option<Box<(Vec<u8>, CachedFile)>>,
+}
+
+/// A piece of an entry's content.
+#[derive(Debug, Clone, Copy)]
+enum Piece {
+    /// In the stream of content, between these places.
+    Fresh { from: u64, to: u64 },
+    /// In chunks that the vault has, or nowhere.
+    Kept(Part),
 }
 
 /// The entry between `begin` and `end`.
 struct Current {
-    hasher: blake3::Hasher,
-    start: u64,
-    isolation: Isolation,
+    hashing: Hashing,
+    bytes: u64,
+    cutting: Cutting,
+    has_holes: bool,
+    /// The blocks of an earlier backup, while this one is laid over it.
+    base: Option<Base>,
 }
 
-/// Whether a stream is cut off from its neighbours.
+/// The digest of an entry's content.
+enum Hashing {
+    Whole(Box<blake3::Hasher>),
+    Blocks(BlockHasher),
+}
+
+/// How a stream of content is cut while an entry flows through it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Isolation {
-    Never,
+enum Cutting {
+    /// By its content, along with its neighbours.
+    Content,
+    /// By its content; whether it is cut off from its neighbours depends on how long it gets.
     Undecided,
+    /// By its content, apart from its neighbours.
     Isolated,
+    /// At fixed places, if it begins as a database's file does.
+    UndecidedPages { file_bytes: u64 },
+    /// At fixed places.
+    Pages,
+}
+
+/// A file as an earlier backup stored it.
+struct Base {
+    blocks: Blocks,
+    parts: Vec<Part>,
+    /// The part that holds the place `start`, and the place.
+    next: usize,
+    start: u64,
+}
+
+impl Base {
+    /// The extents of a range that begins no earlier than the last one asked for.
+    fn range(&mut self, from: u64, to: u64, mut each: impl FnMut(Extent)) {
+        while let Some(Part::Extent(extent)) = self.parts.get(self.next) {
+            let end = self.start + u64::from(extent.bytes);
+            let (first, last) = (from.max(self.start), to.min(end));
+            if first < last {
+                // Both fit: they lie within the extent.
+                each(Extent {
+                    chunk: extent.chunk,
+                    offset: extent.offset + (first - self.start) as u32,
+                    bytes: (last - first) as u32,
+                });
+            }
+            if end > to {
+                return;
+            }
+            self.start = end;
+            self.next += 1;
+        }
+    }
+}
+
+/// What is known of earlier backups of the target, and what will be of this one.
+#[derive(Default)]
+struct Known {
+    before: Option<CacheReader>,
+    after: Option<CacheWriter>,
+    /// The file that was found last and has changed.
+    found: Option<(Vec<u8>, CachedFile)>,
 }
 
 impl BackupWriter {
@@ -109,33 +190,50 @@ impl BackupWriter {
         if !index.is_of(vault) {
             return Err(WriteError::ForeignIndex);
         }
-        runtime
-            .block_on(vault.check_writer_key(writer_key))
+        let vault = &runtime
+            .block_on(vault.for_writing(writer_key))
             .map_err(|source| WriteError::Vault { source })?;
         let pipeline = Pipeline::new(vault.store().clone(), Arc::clone(vault.sealed_to()), runtime.clone());
         Ok(Self {
-            vault: vault.clone(),
-            runtime,
-            backup_id,
-            attempt,
-            macs: writer_key.macs(),
             keeper: Keeper {
+                vault: vault.clone(),
+                runtime,
+                backup_id,
+                attempt,
+                keys: IndexKeys {
+                    writer_key: writer_key.key_id(),
+                    generation: vault.key_generation(),
+                },
                 ids: writer_key.chunk_ids(),
+                macs: writer_key.macs(),
                 index,
                 stored: HashSet::default(),
                 reused_packs: BTreeSet::new(),
                 pipeline,
+                unlisted: Vec::new(),
+                needed: Needed::default(),
                 totals: Totals::default(),
             },
             content: Chunker::default(),
-            list: Chunker::default(),
-            list_chunks: Vec::new(),
+            list: EntryList::default(),
             open: VecDeque::new(),
             current: None,
+            known: Known::default(),
             entries: 0,
             content_bytes: 0,
-            line: Vec::new(),
         })
+    }
+
+    /// Uses the file at `path` to know what earlier backups of this target stored, and leaves there what this one did.
+    ///
+    /// Entries have to be put depth first, the names of a directory sorted by their bytes. A file that is missing,
+    /// damaged or cannot be written costs time, never correctness.
+    #[must_use]
+    pub fn with_cache(mut self, path: &Path, writer_key: &WriterKey) -> Self {
+        let vault = self.keeper.vault.id();
+        self.known.before = CacheReader::open(path, vault, writer_key);
+        self.known.after = Some(CacheWriter::create(path, vault, writer_key));
+        self
     }
 
     /// Bytes of content taken so far.
@@ -152,41 +250,25 @@ impl BackupWriter {
         }
         self.cut_content(self.content.pending())?;
         self.settle(None)?;
-        while self.list.pending() > 0 {
-            let length = self.list.next(self.list.pending());
-            self.take_list_chunk(length)?;
-        }
-        let Keeper {
-            index,
-            reused_packs,
-            pipeline,
-            totals,
-            ..
-        } = self.keeper;
-        let packs = pipeline.finish()?;
+        let list_chunks = self.list.finish(&mut self.keeper)?;
+        self.keeper.totals.entries = self.entries;
+        self.keeper.totals.content_bytes = self.content_bytes;
         let root = Root {
             format: FORMAT,
-            backup_id: self.backup_id.clone(),
+            backup_id: self.keeper.backup_id.clone(),
+            writer_key: self.keeper.keys.writer_key.clone(),
             entries: self.entries,
             content_bytes: self.content_bytes,
-            chunks: self.list_chunks,
+            chunks: list_chunks,
         };
-        let closing = Closing {
-            vault: &self.vault,
-            macs: &self.macs,
-            backup_id: &self.backup_id,
-            attempt: self.attempt,
-            totals: Totals {
-                entries: self.entries,
-                content_bytes: self.content_bytes,
-                ..totals
-            },
-        };
-        self.runtime
-            .block_on(closing.store(&packs, &reused_packs, &index, &root))
+        let sealed = self.keeper.close(&root)?;
+        if let Some(cache) = self.known.after {
+            cache.finish();
+        }
+        Ok(sealed)
     }
 
-    fn begin_entry(&mut self, entry: &Entry) -> Result<(), WriteError> {
+    fn begin_entry(&mut self, entry: &Entry, version: Option<&FileVersion>) -> Result<(), WriteError> {
         if self.current.is_some() {
             return Err(WriteError::Order {
                 found: "an entry was begun within another",
@@ -195,41 +277,215 @@ impl BackupWriter {
         if self.open.len() >= PENDING_ENTRIES {
             self.cut_content(self.content.pending())?;
         }
-        let start = self.content.end_position();
+        let file_bytes = version.map_or(0, |version| version.bytes);
+        let in_blocks = file_bytes >= blocks::BLOCKS_FROM_BYTES;
+        let base = match version {
+            Some(_) if in_blocks => self.base_of(entry, file_bytes),
+            _ => None,
+        };
+        self.current = Some(Current {
+            bytes: 0,
+            has_holes: false,
+            cutting: match entry.kind {
+                EntryKind::Stream => Cutting::Undecided,
+                EntryKind::File if in_blocks && base.is_none() => Cutting::UndecidedPages { file_bytes },
+                _ => Cutting::Content,
+            },
+            hashing: match in_blocks {
+                true => Hashing::Blocks(BlockHasher::new(file_bytes)),
+                false => Hashing::Whole(Box::default()),
+            },
+            base,
+        });
+        let remembered = match (version, &self.known.after) {
+            (Some(version), Some(_)) => Some(Box::new((
+                path_bytes(entry),
+                CachedFile {
+                    version: *version,
+                    bytes: 0,
+                    blake3: Sha256Digest::from_bytes([0; 32]),
+                    parts: Vec::new(),
+                    blocks: None,
+                },
+            ))),
+            _ => None,
+        };
         self.open.push_back(OpenEntry {
             entry: Some(Box::new(entry.clone())),
-            start,
+            pieces: VecDeque::new(),
             end: None,
-        });
-        self.current = Some(Current {
-            hasher: blake3::Hasher::new(),
-            start,
-            isolation: match entry.kind {
-                EntryKind::Stream => Isolation::Undecided,
-                _ => Isolation::Never,
-            },
+            remembered,
         });
         self.entries += 1;
         Ok(())
     }
 
-    fn write_content(&mut self, mut bytes: &[u8]) -> Result<(), WriteError> {
-        while !bytes.is_empty() {
-            let Some(current) = &mut self.current else {
-                return Err(WriteError::Order {
-                    found: "content came outside an entry",
-                });
+    /// The file as an earlier backup stored it, where this one may be laid over it.
+    fn base_of(&mut self, entry: &Entry, file_bytes: u64) -> Option<Base> {
+        let path = path_bytes(entry);
+        let found = match self.known.found.take() {
+            Some((found, file)) if found == path => file,
+            _ => self.known.before.as_mut()?.find(&path)?,
+        };
+        let blocks = found.blocks?;
+        let is_whole = found.parts.len() as u64 <= found.bytes / KEPT_EXTENT_MIN_BYTES + 16;
+        let fits = blocks.block_bytes == blocks::block_bytes(file_bytes);
+        (is_whole && fits && self.keeper.has_all(&found.parts)).then_some(Base {
+            blocks,
+            parts: found.parts,
+            next: 0,
+            start: 0,
+        })
+    }
+
+    fn put_known(&mut self, entry: &Entry, version: &FileVersion) -> Result<bool, WriteError> {
+        if self.current.is_some() {
+            return Err(WriteError::Order {
+                found: "an entry was put within another",
+            });
+        }
+        let Some(before) = &mut self.known.before else {
+            return Ok(false);
+        };
+        let path = path_bytes(entry);
+        let Some(found) = before.find(&path) else {
+            return Ok(false);
+        };
+        if found.version != *version || found.bytes != version.bytes || !self.keeper.has_all(&found.parts) {
+            self.known.found = Some((path, found));
+            return Ok(false);
+        }
+        if self.open.len() >= PENDING_ENTRIES {
+            self.cut_content(self.content.pending())?;
+        }
+        self.keeper.reuse(&found.parts);
+        self.entries += 1;
+        self.content_bytes += found.bytes;
+        self.open.push_back(OpenEntry {
+            entry: Some(Box::new(entry.clone())),
+            pieces: found.parts.iter().map(|part| Piece::Kept(*part)).collect(),
+            end: Some(End {
+                bytes: found.bytes,
+                blake3: found.blake3,
+            }),
+            remembered: Some(Box::new((
+                path,
+                CachedFile {
+                    parts: Vec::new(),
+                    ..found
+                },
+            ))),
+        });
+        self.settle(None)?;
+        Ok(true)
+    }
+
+    fn write_content(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        // Taken out while the rest of the writer is used; after an error nothing can be written any more.
+        let Some(mut current) = self.current.take() else {
+            return Err(WriteError::Order {
+                found: "content came outside an entry",
+            });
+        };
+        current.bytes += bytes.len() as u64;
+        self.content_bytes += bytes.len() as u64;
+        match (&mut current.hashing, &mut current.base) {
+            (Hashing::Blocks(hasher), Some(base)) => {
+                hasher.update(bytes, |number, digest, block| {
+                    self.put_block(base, number, digest, block, &mut current.cutting)
+                })?;
+            }
+            (Hashing::Blocks(hasher), None) => {
+                hasher.update(bytes, |_, _, _| Ok::<_, WriteError>(()))?;
+                self.put_fresh(bytes, &mut current.cutting)?;
+            }
+            (Hashing::Whole(hasher), _) => {
+                hasher.update(bytes);
+                self.put_fresh(bytes, &mut current.cutting)?;
+            }
+        }
+        self.current = Some(current);
+        Ok(())
+    }
+
+    /// Keeps a block that is as it was, and stores any other.
+    fn put_block(
+        &mut self,
+        base: &mut Base,
+        number: u64,
+        digest: BlockDigest,
+        block: &[u8],
+        cutting: &mut Cutting,
+    ) -> Result<(), WriteError> {
+        if base.blocks.digests.get(number as usize) != Some(&digest) {
+            return self.put_fresh(block, cutting);
+        }
+        let from = number * u64::from(base.blocks.block_bytes);
+        let keeper = &mut self.keeper;
+        let Some(open) = self.open.back_mut() else {
+            return Ok(());
+        };
+        base.range(from, from + block.len() as u64, |extent| {
+            keeper.reuse(&[Part::Extent(extent)]);
+            match open.pieces.back_mut() {
+                Some(Piece::Kept(Part::Extent(last)))
+                    if last.chunk == extent.chunk && last.offset + last.bytes == extent.offset =>
+                {
+                    last.bytes += extent.bytes;
+                }
+                _ => open.pieces.push_back(Piece::Kept(Part::Extent(extent))),
+            }
+        });
+        if open.pieces.len() > PENDING_PIECES {
+            self.cut_content(self.content.pending())?;
+            self.settle(None)?;
+        }
+        Ok(())
+    }
+
+    /// Sends content of the current entry into the stream.
+    fn put_fresh(&mut self, mut bytes: &[u8], cutting: &mut Cutting) -> Result<(), WriteError> {
+        if let Cutting::UndecidedPages { file_bytes } = *cutting {
+            *cutting = match blocks::is_paged(bytes, file_bytes) {
+                true => {
+                    self.cut_content(self.content.pending())?;
+                    Cutting::Pages
+                }
+                false => Cutting::Content,
             };
+        }
+        while !bytes.is_empty() {
+            let from = self.content.end_position();
             let (taken, rest) = bytes.split_at(self.content.append(bytes));
-            current.hasher.update(taken);
-            self.content_bytes += taken.len() as u64;
             bytes = rest;
-            let so_far = self.content.end_position() - current.start;
-            if current.isolation == Isolation::Undecided && so_far > CHUNK_AVG_BYTES as u64 {
-                current.isolation = Isolation::Isolated;
-                // Nothing of the entry has been cut yet: the chunker looks ahead by the average chunk.
-                let before = current.start.saturating_sub(self.content.position());
-                self.cut_content(before as usize)?;
+            let to = self.content.end_position();
+            let Some(open) = self.open.back_mut() else {
+                return Ok(());
+            };
+            match open.pieces.back_mut() {
+                Some(Piece::Fresh { to: end, .. }) if *end == from => *end = to,
+                _ => open.pieces.push_back(Piece::Fresh { from, to }),
+            }
+            debug_assert_eq!(to - from, taken.len() as u64);
+            match *cutting {
+                Cutting::Undecided => {
+                    let start = match open.pieces.front() {
+                        Some(Piece::Fresh { from, .. }) => *from,
+                        _ => from,
+                    };
+                    if to - start > CHUNK_AVG_BYTES as u64 {
+                        *cutting = Cutting::Isolated;
+                        // Nothing of the entry has been cut yet: the chunker looks ahead by the average chunk.
+                        let before = start.saturating_sub(self.content.position());
+                        self.cut_content(before as usize)?;
+                    }
+                }
+                Cutting::Pages => {
+                    while self.content.pending() >= PAGED_CHUNK_BYTES {
+                        self.take_content_chunk(PAGED_CHUNK_BYTES)?;
+                    }
+                }
+                Cutting::Content | Cutting::Isolated | Cutting::UndecidedPages { .. } => {}
             }
             while let Some(length) = self.content.ready() {
                 self.take_content_chunk(length)?;
@@ -238,17 +494,63 @@ impl BackupWriter {
         Ok(())
     }
 
+    fn put_hole(&mut self, bytes: u64) -> Result<(), WriteError> {
+        let Some(mut current) = self.current.take() else {
+            return Err(WriteError::Order {
+                found: "a hole came outside an entry",
+            });
+        };
+        if bytes > 0 {
+            if current.base.take().is_some()
+                && let Hashing::Blocks(hasher) = &current.hashing
+            {
+                // What was held back to become a block.
+                let partial = hasher.partial().to_vec();
+                self.put_fresh(&partial, &mut current.cutting)?;
+            }
+            current.has_holes = true;
+            current.bytes += bytes;
+            self.content_bytes += bytes;
+            if let Some(open) = self.open.back_mut() {
+                match open.pieces.back_mut() {
+                    Some(Piece::Kept(Part::Hole(last))) => *last += bytes,
+                    _ => open.pieces.push_back(Piece::Kept(Part::Hole(bytes))),
+                }
+            }
+        }
+        self.current = Some(current);
+        Ok(())
+    }
+
     fn end_entry(&mut self) -> Result<(), WriteError> {
-        let Some(current) = self.current.take() else {
+        let Some(mut current) = self.current.take() else {
             return Err(WriteError::Order {
                 found: "an entry was ended that was not begun",
             });
         };
-        let blake3 = Sha256Digest::from_bytes(*current.hasher.finalize().as_bytes());
+        let (blake3, blocks) = match current.hashing {
+            Hashing::Whole(hasher) => (Sha256Digest::from_bytes(*hasher.finalize().as_bytes()), None),
+            Hashing::Blocks(mut hasher) => {
+                hasher.finish(|number, digest, block| match &mut current.base {
+                    Some(base) => self.put_block(base, number, digest, block, &mut current.cutting),
+                    None => Ok(()),
+                })?;
+                let (blake3, blocks) = hasher.finalize();
+                (blake3, (!current.has_holes).then_some(blocks))
+            }
+        };
         if let Some(open) = self.open.back_mut() {
-            open.end = Some((self.content.end_position(), blake3));
+            open.end = Some(End {
+                bytes: current.bytes,
+                blake3,
+            });
+            if let Some((_, file)) = open.remembered.as_deref_mut() {
+                file.bytes = current.bytes;
+                file.blake3 = blake3;
+                file.blocks = blocks;
+            }
         }
-        if current.isolation == Isolation::Isolated {
+        if matches!(current.cutting, Cutting::Isolated | Cutting::Pages) {
             self.cut_content(self.content.pending())?;
         }
         self.settle(None)
@@ -271,49 +573,101 @@ impl BackupWriter {
         self.settle(Some((chunk, start)))
     }
 
-    /// Writes the lines that are known now: the extents in the chunk just cut, and the ends of entries it completes.
-    fn settle(&mut self, chunk: Option<(ChunkId, u64)>) -> Result<(), WriteError> {
+    /// Writes the lines that are known now: the extents in the chunk just cut, and all that waited for them.
+    fn settle(&mut self, cut: Option<(ChunkId, u64)>) -> Result<(), WriteError> {
         let cut_to = self.content.position();
         while let Some(first) = self.open.front_mut() {
-            let end = first.end;
-            let entry_end = end.map_or(u64::MAX, |(position, _)| position);
-            let start = first.start;
-            let header = match (start < cut_to || entry_end <= cut_to, first.entry.take()) {
-                (true, header) => header,
-                (false, waiting) => {
-                    first.entry = waiting;
+            if let Some(entry) = first.entry.take() {
+                self.list.write(&EntryLine::Entry(entry), &mut self.keeper)?;
+            }
+            while let Some(piece) = first.pieces.front_mut() {
+                let part = match piece {
+                    Piece::Kept(part) => *part,
+                    Piece::Fresh { from, to } => match cut {
+                        Some((chunk, start)) if *from < cut_to => {
+                            let part = Extent {
+                                chunk,
+                                // Both fit: no chunk is larger than a few MiB.
+                                offset: (*from - start) as u32,
+                                bytes: ((*to).min(cut_to) - *from) as u32,
+                            };
+                            *from += u64::from(part.bytes);
+                            Part::Extent(part)
+                        }
+                        _ => return Ok(()),
+                    },
+                };
+                let line = match part {
+                    Part::Extent(extent) => EntryLine::Extent(extent),
+                    Part::Hole(bytes) => EntryLine::Hole(Hole { bytes }),
+                };
+                self.list.write(&line, &mut self.keeper)?;
+                if let Some((_, file)) = first.remembered.as_deref_mut() {
+                    file.parts.push(part);
+                }
+                if let Piece::Fresh { from, to } = piece
+                    && *from < *to
+                {
+                    // Not all of it is cut.
                     return Ok(());
                 }
+                first.pieces.pop_front();
+            }
+            let Some(end) = first.end.take() else {
+                return Ok(());
             };
-            if let Some(entry) = header {
-                self.write_line(&EntryLine::Entry(entry))?;
+            self.list.write(&EntryLine::End(end), &mut self.keeper)?;
+            if let (Some(remembered), Some(cache)) = (first.remembered.take(), &mut self.known.after) {
+                let (path, file) = *remembered;
+                cache.put(&path, &file);
             }
-            if let Some((chunk, chunk_start)) = chunk {
-                let (from, to) = (start.max(chunk_start), entry_end.min(cut_to));
-                if from < to {
-                    // Both fit: no chunk is larger than a few MiB.
-                    self.write_line(&EntryLine::Extent(Extent {
-                        chunk,
-                        offset: (from - chunk_start) as u32,
-                        bytes: (to - from) as u32,
-                    }))?;
-                }
-            }
-            match end {
-                Some((position, blake3)) if position <= cut_to => {
-                    self.write_line(&EntryLine::End(End {
-                        bytes: position - start,
-                        blake3,
-                    }))?;
-                    self.open.pop_front();
-                }
-                _ => return Ok(()),
-            }
+            self.open.pop_front();
         }
         Ok(())
     }
+}
 
-    fn write_line(&mut self, line: &EntryLine) -> Result<(), WriteError> {
+fn path_bytes(entry: &Entry) -> Vec<u8> {
+    match entry.path_hex.as_deref().map(hex::decode) {
+        Some(Ok(bytes)) => bytes,
+        _ => entry.path.as_bytes().to_vec(),
+    }
+}
+
+impl EntrySink for BackupWriter {
+    fn begin(&mut self, entry: &Entry) -> io::Result<()> {
+        self.begin_entry(entry, None).map_err(io::Error::from)
+    }
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_content(bytes).map_err(io::Error::from)
+    }
+    fn hole(&mut self, bytes: u64) -> io::Result<()> {
+        self.put_hole(bytes).map_err(io::Error::from)
+    }
+    fn end(&mut self) -> io::Result<()> {
+        self.end_entry().map_err(io::Error::from)
+    }
+}
+
+impl BackupSink for BackupWriter {
+    fn put_unchanged(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<bool> {
+        self.put_known(entry, version).map_err(io::Error::from)
+    }
+    fn begin_file(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<()> {
+        self.begin_entry(entry, Some(version)).map_err(io::Error::from)
+    }
+}
+
+/// The entry list on its way into chunks.
+#[derive(Default)]
+struct EntryList {
+    stream: Chunker,
+    chunks: Vec<ChunkId>,
+    line: Vec<u8>,
+}
+
+impl EntryList {
+    fn write(&mut self, line: &EntryLine, keeper: &mut Keeper) -> Result<(), WriteError> {
         let mut text = std::mem::take(&mut self.line);
         text.clear();
         serde_json::to_writer(&mut text, line).map_err(|source| WriteError::Encode {
@@ -332,52 +686,51 @@ impl BackupWriter {
         text.push(b'\n');
         let mut rest = text.as_slice();
         while !rest.is_empty() {
-            let taken = self.list.append(rest);
+            let taken = self.stream.append(rest);
             rest = rest.get(taken..).unwrap_or_default();
-            while let Some(length) = self.list.ready() {
-                self.take_list_chunk(length)?;
+            while let Some(length) = self.stream.ready() {
+                self.take_chunk(length, keeper)?;
             }
         }
         self.line = text;
         Ok(())
     }
 
-    fn take_list_chunk(&mut self, length: usize) -> Result<(), WriteError> {
-        let chunk = self.keeper.keep(self.list.front(length), Counted::EntryList)?;
-        self.list.consume(length);
-        self.list_chunks.push(chunk);
+    fn take_chunk(&mut self, length: usize, keeper: &mut Keeper) -> Result<(), WriteError> {
+        let chunk = keeper.keep(self.stream.front(length), Counted::EntryList)?;
+        self.stream.consume(length);
+        self.chunks.push(chunk);
         Ok(())
     }
-}
 
-impl EntrySink for BackupWriter {
-    fn begin(&mut self, entry: &Entry) -> io::Result<()> {
-        self.begin_entry(entry).map_err(io::Error::from)
-    }
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write_content(bytes).map_err(io::Error::from)
-    }
-    fn end(&mut self) -> io::Result<()> {
-        self.end_entry().map_err(io::Error::from)
+    /// The chunks of the whole list.
+    fn finish(mut self, keeper: &mut Keeper) -> Result<Vec<ChunkId>, WriteError> {
+        while self.stream.pending() > 0 {
+            let length = self.stream.next(self.stream.pending());
+            self.take_chunk(length, keeper)?;
+        }
+        Ok(self.chunks)
     }
 }
 
-impl BackupSink for BackupWriter {
-    fn put_unchanged(&mut self, _: &Entry, _: &FileVersion) -> io::Result<bool> {
-        Ok(false)
-    }
-    fn begin_file(&mut self, entry: &Entry, _: &FileVersion) -> io::Result<()> {
-        self.begin(entry)
-    }
-}
-
-/// Decides for each chunk whether the vault has it.
+/// Decides for each chunk whether the vault has it, and sees to it that it does.
 struct Keeper {
+    vault: Vault,
+    runtime: Handle,
+    backup_id: BackupId,
+    attempt: Attempt,
+    keys: IndexKeys,
     ids: ChunkIdKey,
+    macs: MacKey,
     index: Arc<ChunkIndex>,
+    /// The chunks that this writer has stored and no index lists yet.
     stored: HashSet<ChunkId, BuildHasherDefault<ChunkIdHasher>>,
     reused_packs: BTreeSet<u32>,
     pipeline: Pipeline,
+    /// Packs that are stored and that no index lists yet.
+    unlisted: Vec<StoredPack>,
+    /// What the backup needs, so far.
+    needed: Needed,
     totals: Totals,
 }
 
@@ -408,66 +761,97 @@ impl Keeper {
                 self.totals.new_content_bytes += raw.len() as u64;
             }
         }
+        if is_new && self.stored.len() as u64 % LISTING_STEP_CHUNKS == 0 {
+            self.unlisted.extend(self.pipeline.take_stored());
+            let bytes: u64 = self.unlisted.iter().map(|pack| pack.sealed_bytes).sum();
+            let chunks: usize = self.unlisted.iter().map(|pack| pack.chunks.len()).sum();
+            if bytes >= UNLISTED_BYTES || chunks >= UNLISTED_CHUNKS {
+                self.runtime.clone().block_on(self.store_index())?;
+            }
+        }
         Ok(chunk)
     }
-}
 
-/// The objects that are stored when all packs are.
-struct Closing<'a> {
-    vault: &'a Vault,
-    macs: &'a MacKey,
-    backup_id: &'a BackupId,
-    attempt: Attempt,
-    totals: Totals,
-}
+    /// Whether the vault has all chunks of these parts.
+    fn has_all(&self, parts: &[Part]) -> bool {
+        let mut before = None;
+        parts.iter().all(|part| match part {
+            Part::Extent(extent) => {
+                before.replace(extent.chunk) == Some(extent.chunk)
+                    || self.stored.contains(&extent.chunk)
+                    || self.index.pack_of(&extent.chunk).is_some()
+            }
+            Part::Hole(_) => true,
+        })
+    }
 
-impl Closing<'_> {
-    async fn store(
-        mut self,
-        packs: &[StoredPack],
-        reused_packs: &BTreeSet<u32>,
-        index: &ChunkIndex,
-        root: &Root,
-    ) -> Result<Sealed, WriteError> {
-        let store = self.vault.store();
-        let mut needed = Needed::default();
-        for number in reused_packs {
-            let (pack, index_object) = index.pack(*number).ok_or(WriteError::StageEnded)?;
-            needed.add(layout::pack(&pack), pack);
-            needed.add(layout::index(&index_object), index_object);
+    /// Notes that the backup needs these parts, which the vault has.
+    fn reuse(&mut self, parts: &[Part]) {
+        let mut before = None;
+        for part in parts {
+            if let Part::Extent(extent) = part
+                && before.replace(extent.chunk) != Some(extent.chunk)
+            {
+                self.reused_packs.extend(self.index.pack_of(&extent.chunk));
+                self.totals.chunks += 1;
+            }
         }
-        for pack in packs {
-            needed.add(layout::pack(&pack.digest), pack.digest);
-            self.totals.stored_bytes += pack.sealed_bytes;
+    }
+
+    /// Makes the packs stored so far durable and lists their chunks in the vault's index.
+    async fn store_index(&mut self) -> Result<(), WriteError> {
+        let packs = std::mem::take(&mut self.unlisted);
+        if packs.is_empty() {
+            return Ok(());
         }
-        if !packs.is_empty() {
-            store.barrier().await.map_err(failed("make the packs durable"))?;
-        }
-        let index_objects = index::encode(packs, self.macs).map_err(|source| WriteError::Seal {
+        let barrier = self.vault.store().barrier().await;
+        barrier.map_err(failed("make the packs durable"))?;
+        let objects = index::encode(&packs, &self.keys, &self.macs).map_err(|source| WriteError::Seal {
             object: "the index",
             source,
         })?;
-        for object in &index_objects {
+        for pack in &packs {
+            self.needed.add(layout::pack(&pack.digest), pack.digest);
+            self.totals.stored_bytes += pack.sealed_bytes;
+        }
+        for object in &objects {
             let name = layout::index(&object.digest);
             self.put(&name, object.bytes.clone(), "store the index").await?;
-            index.add_stored(object, packs.get(object.packs.clone()).unwrap_or_default());
-            needed.add(name, object.digest);
+            self.index
+                .add_stored(object, packs.get(object.packs.clone()).unwrap_or_default());
+            self.needed.add(name, object.digest);
+        }
+        for chunk in packs.iter().flat_map(|pack| &pack.chunks) {
+            self.stored.remove(&chunk.chunk);
+        }
+        Ok(())
+    }
+
+    /// Stores what is stored when all chunks are handed in.
+    fn close(mut self, root: &Root) -> Result<Sealed, WriteError> {
+        self.unlisted.extend(self.pipeline.finish()?);
+        let runtime = self.runtime.clone();
+        runtime.block_on(self.store_documents(root))
+    }
+
+    async fn store_documents(&mut self, root: &Root) -> Result<Sealed, WriteError> {
+        self.store_index().await?;
+        for number in &self.reused_packs {
+            let (pack, index_object) = self.index.pack(*number).ok_or(WriteError::StageEnded)?;
+            self.needed.add(layout::pack(&pack), pack);
+            self.needed.add(layout::index(&index_object), index_object);
         }
         let manifest = root.seal(self.vault.sealed_to()).map_err(|source| WriteError::Seal {
             object: "the manifest",
             source,
         })?;
-        let manifest_name = layout::manifest(self.backup_id, self.attempt);
-        needed.add(manifest_name.clone(), sha256(&manifest));
-        let list = needed.encode();
+        let manifest_name = layout::manifest(&self.backup_id, self.attempt);
+        self.needed.add(manifest_name.clone(), sha256(&manifest));
+        let list = self.needed.encode();
+        let list_name = layout::packs_list(&self.backup_id, self.attempt);
         let artifacts = vec![
             self.put(&manifest_name, manifest, "store the manifest").await?,
-            self.put(
-                &layout::packs_list(self.backup_id, self.attempt),
-                list,
-                "store the list of packs",
-            )
-            .await?,
+            self.put(&list_name, list, "store the list of packs").await?,
         ];
         Ok(Sealed {
             artifacts,

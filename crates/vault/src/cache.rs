@@ -1,0 +1,519 @@
+//! What the last backup of a target stored for each file: a local file beside the writer, never in the vault.
+//!
+//! It lets a writer keep the extents of a file that has not changed without reading it, and of one that has changed
+//! the blocks that are as they were. Losing it costs the reading of everything once; a damaged one is noticed, block by
+//! block, by MACs under the writer key, and what it says is used only where the vault still holds the chunks.
+//!
+//! A header, then blocks: length, MAC, records. Records are in the order of the walk, depth first and sorted by name, so
+//! that reading the old file and writing the new one go along with the walk and take no memory.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use strongroom_proto::manifest::FileVersion;
+use strongroom_proto::{ChunkId, Sha256Digest, VaultId};
+
+use crate::keys::{MacKey, WriterKey};
+use crate::manifest::{Extent, Part};
+
+const MAGIC: &[u8; 24] = b"strongroom file cache 1\n";
+/// A block is closed at this size; a single record may be longer.
+const BLOCK_BYTES: usize = 256 * 1024;
+/// Nothing longer is believed.
+const BLOCK_MAX_BYTES: usize = 512 * 1024 * 1024;
+const MAC_BYTES: usize = 32;
+/// The first half of a block's BLAKE3 chaining value.
+pub(crate) type BlockDigest = [u8; 16];
+
+/// A file as the last backup stored it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CachedFile {
+    pub(crate) version: FileVersion,
+    /// The length of what was stored, holes included.
+    pub(crate) bytes: u64,
+    pub(crate) blake3: Sha256Digest,
+    pub(crate) parts: Vec<Part>,
+    /// Of a large file without holes.
+    pub(crate) blocks: Option<Blocks>,
+}
+
+/// The digests of a file's blocks, the last of which may be short.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    pub(crate) block_bytes: u32,
+    pub(crate) digests: Vec<BlockDigest>,
+}
+
+/// Keys and names the blocks of one cache file.
+struct Seal {
+    key: [u8; 32],
+    header: Vec<u8>,
+    next_block: u64,
+}
+
+impl Seal {
+    fn new(vault: VaultId, writer_key: &WriterKey) -> Self {
+        let macs: MacKey = writer_key.macs();
+        let mut header = MAGIC.to_vec();
+        header.extend_from_slice(vault.to_string().as_bytes());
+        header.extend_from_slice(writer_key.key_id().as_bytes());
+        Self {
+            key: *macs.mac(b"file cache").as_bytes(),
+            header,
+            next_block: 0,
+        }
+    }
+
+    fn next_mac(&mut self, records: &[u8]) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        hasher.update(&self.header);
+        hasher.update(&self.next_block.to_le_bytes());
+        hasher.update(records);
+        self.next_block += 1;
+        hasher.finalize()
+    }
+}
+
+/// Reads a cache file along with a walk.
+pub(crate) struct CacheReader {
+    file: BufReader<File>,
+    seal: Seal,
+    block: Vec<u8>,
+    /// Where the next record begins in the block.
+    at: usize,
+    /// The record that was read last, if the walk has not come to it.
+    waiting: Option<(Vec<u8>, CachedFile)>,
+}
+
+impl CacheReader {
+    /// Opens a cache of this vault and key; `None` where there is none that can be used.
+    pub(crate) fn open(path: &Path, vault: VaultId, writer_key: &WriterKey) -> Option<Self> {
+        let mut file = match File::open(path) {
+            Ok(file) => BufReader::with_capacity(BLOCK_BYTES, file),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(path = %path.display(), %error, "the file cache cannot be read; every file is read again");
+                }
+                return None;
+            }
+        };
+        let seal = Seal::new(vault, writer_key);
+        let mut header = vec![0; seal.header.len()];
+        if file.read_exact(&mut header).is_err() || header != seal.header {
+            tracing::info!(path = %path.display(), "the file cache is of another vault, key or version; every file is read again");
+            return None;
+        }
+        Some(Self {
+            file,
+            seal,
+            block: Vec::new(),
+            at: 0,
+            waiting: None,
+        })
+    }
+
+    /// What is known of this path. Paths have to be asked for in the order of the walk.
+    pub(crate) fn find(&mut self, path: &[u8]) -> Option<CachedFile> {
+        loop {
+            if self.waiting.is_none() {
+                self.waiting = self.next_record();
+            }
+            let (found, _) = self.waiting.as_ref()?;
+            match walk_order(found, path) {
+                std::cmp::Ordering::Less => self.waiting = None,
+                std::cmp::Ordering::Equal => return self.waiting.take().map(|(_, file)| file),
+                std::cmp::Ordering::Greater => return None,
+            }
+        }
+    }
+
+    fn next_record(&mut self) -> Option<(Vec<u8>, CachedFile)> {
+        if self.at >= self.block.len() {
+            self.at = 0;
+            if let Err(error) = self.next_block() {
+                tracing::warn!(%error, "the file cache is damaged from here on; the files after it are read again");
+                self.block.clear();
+            }
+        }
+        let mut fields = Fields(self.block.get(self.at..)?);
+        let before = fields.0.len();
+        let record = fields.record();
+        self.at = match record {
+            Some(_) => self.at + before - fields.0.len(),
+            None => self.block.len(),
+        };
+        record
+    }
+
+    /// Reads the next block, an empty one at the end.
+    fn next_block(&mut self) -> io::Result<()> {
+        self.block.clear();
+        let mut length = [0; 4];
+        if let Err(error) = self.file.read_exact(&mut length) {
+            return match error.kind() {
+                io::ErrorKind::UnexpectedEof => Ok(()),
+                _ => Err(error),
+            };
+        }
+        let length = u32::from_le_bytes(length) as usize;
+        let mut mac = [0; MAC_BYTES];
+        self.file.read_exact(&mut mac)?;
+        if length > BLOCK_MAX_BYTES {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        (&mut self.file).take(length as u64).read_to_end(&mut self.block)?;
+        if self.block.len() != length || self.seal.next_mac(&self.block) != blake3::Hash::from_bytes(mac) {
+            self.block.clear();
+            // Nothing after it is in its place either.
+            self.file = BufReader::with_capacity(1, File::open("/dev/null")?);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a block does not match its MAC"));
+        }
+        Ok(())
+    }
+}
+
+/// The order in which a walk comes to paths: depth first, the names of a directory sorted by their bytes.
+fn walk_order(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
+    a.split(|byte| *byte == b'/').cmp(b.split(|byte| *byte == b'/'))
+}
+
+/// Writes the cache for the next backup, beside the one in use until it is whole.
+pub(crate) struct CacheWriter {
+    path: PathBuf,
+    temporary: PathBuf,
+    /// `None` after an error: a cache that cannot be written costs time, not the backup.
+    file: Option<File>,
+    seal: Seal,
+    block: Vec<u8>,
+}
+
+impl CacheWriter {
+    pub(crate) fn create(path: &Path, vault: VaultId, writer_key: &WriterKey) -> Self {
+        let mut writer = Self {
+            path: path.to_owned(),
+            temporary: path.with_extension(format!("new-{}", uuid::Uuid::new_v4())),
+            file: None,
+            seal: Seal::new(vault, writer_key),
+            block: Vec::new(),
+        };
+        let created = writer.begin();
+        writer.noting(created);
+        writer
+    }
+
+    fn begin(&mut self) -> io::Result<()> {
+        use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+        if let Some(folder) = self.path.parent() {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        let mut options = std::fs::OpenOptions::new();
+        // It names files that only their owner may be able to list.
+        let mut file = options.write(true).create_new(true).mode(0o600).open(&self.temporary)?;
+        file.write_all(&self.seal.header)?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn noting(&mut self, result: io::Result<()>) {
+        if let Err(error) = result {
+            tracing::warn!(path = %self.path.display(), %error, "the file cache cannot be written; the next backup reads every file again");
+            if self.file.take().is_some() {
+                let _ = std::fs::remove_file(&self.temporary);
+            }
+        }
+    }
+
+    pub(crate) fn put(&mut self, path: &[u8], file: &CachedFile) {
+        if self.file.is_none() {
+            return;
+        }
+        write_record(&mut self.block, path, file);
+        if self.block.len() >= BLOCK_BYTES {
+            let flushed = self.flush();
+            self.noting(flushed);
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        if self.block.len() > BLOCK_MAX_BYTES {
+            self.block.clear();
+            return Ok(());
+        }
+        let mac = self.seal.next_mac(&self.block);
+        file.write_all(&(self.block.len() as u32).to_le_bytes())?;
+        file.write_all(mac.as_bytes())?;
+        file.write_all(&self.block)?;
+        self.block.clear();
+        Ok(())
+    }
+
+    /// Puts it in place of the one before.
+    pub(crate) fn finish(mut self) {
+        let flushed = match self.block.is_empty() {
+            true => Ok(()),
+            false => self.flush(),
+        };
+        self.noting(flushed);
+        if self.file.take().is_some() {
+            let renamed = std::fs::rename(&self.temporary, &self.path);
+            if let Err(error) = renamed {
+                let _ = std::fs::remove_file(&self.temporary);
+                tracing::warn!(path = %self.path.display(), %error, "the file cache cannot be put in place");
+            }
+        }
+    }
+}
+
+impl Drop for CacheWriter {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+fn write_record(out: &mut Vec<u8>, path: &[u8], file: &CachedFile) {
+    let CachedFile {
+        version,
+        bytes,
+        blake3,
+        parts,
+        blocks,
+    } = file;
+    put_u32(out, path.len() as u32);
+    out.extend_from_slice(path);
+    for number in [version.device, version.inode, version.bytes] {
+        put_u64(out, number);
+    }
+    for (seconds, nanoseconds) in [version.mtime, version.ctime] {
+        put_u64(out, seconds as u64);
+        put_u32(out, nanoseconds);
+    }
+    put_u64(out, *bytes);
+    out.extend_from_slice(blake3.as_bytes());
+    put_u32(out, parts.len() as u32);
+    let mut chunk_before = None;
+    for part in parts {
+        match part {
+            Part::Hole(hole) => {
+                out.push(0);
+                put_u64(out, *hole);
+            }
+            Part::Extent(extent) => {
+                let again = chunk_before.replace(extent.chunk) == Some(extent.chunk);
+                out.push(if again { 2 } else { 1 });
+                if !again {
+                    out.extend_from_slice(extent.chunk.as_bytes());
+                }
+                put_u32(out, extent.offset);
+                put_u32(out, extent.bytes);
+            }
+        }
+    }
+    match blocks {
+        None => put_u32(out, 0),
+        Some(blocks) => {
+            put_u32(out, blocks.block_bytes);
+            put_u32(out, blocks.digests.len() as u32);
+            out.extend(blocks.digests.iter().flatten());
+        }
+    }
+}
+
+fn put_u32(out: &mut Vec<u8>, number: u32) {
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
+fn put_u64(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
+/// The fields of a record that are not yet read.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (taken, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*taken)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn time(&mut self) -> Option<(i64, u32)> {
+        Some((self.u64()? as i64, self.u32()?))
+    }
+
+    fn record(&mut self) -> Option<(Vec<u8>, CachedFile)> {
+        let path_bytes = self.u32()? as usize;
+        let path = self.bytes(path_bytes)?.to_vec();
+        let version = FileVersion {
+            device: self.u64()?,
+            inode: self.u64()?,
+            bytes: self.u64()?,
+            mtime: self.time()?,
+            ctime: self.time()?,
+        };
+        let bytes = self.u64()?;
+        let blake3 = Sha256Digest::from_bytes(self.array()?);
+        let part_count = self.u32()? as usize;
+        let mut parts = Vec::with_capacity(part_count.min(self.0.len() / 9));
+        let mut chunk = None;
+        for _ in 0..part_count {
+            let kind = self.array::<1>()?;
+            parts.push(match kind {
+                [0] => Part::Hole(self.u64()?),
+                [1] | [2] => {
+                    if kind == [1] {
+                        chunk = Some(ChunkId::from_bytes(self.array()?));
+                    }
+                    Part::Extent(Extent {
+                        chunk: chunk?,
+                        offset: self.u32()?,
+                        bytes: self.u32()?,
+                    })
+                }
+                _ => return None,
+            });
+        }
+        let blocks = match self.u32()? {
+            0 => None,
+            block_bytes => {
+                let count = self.u32()? as usize;
+                let (digests, _) = self.bytes(count.checked_mul(size_of::<BlockDigest>())?)?.as_chunks();
+                Some(Blocks {
+                    block_bytes,
+                    digests: digests.to_vec(),
+                })
+            }
+        };
+        Some((
+            path,
+            CachedFile {
+                version,
+                bytes,
+                blake3,
+                parts,
+                blocks,
+            },
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(number: u8) -> CachedFile {
+        let extent = |chunk, offset| {
+            Part::Extent(Extent {
+                chunk: ChunkId::from_bytes([chunk; 32]),
+                offset,
+                bytes: 10,
+            })
+        };
+        CachedFile {
+            version: FileVersion {
+                device: 1,
+                inode: u64::from(number),
+                bytes: 30,
+                mtime: (-5, 999_999_999),
+                ctime: (i64::MAX, 0),
+            },
+            bytes: 30,
+            blake3: Sha256Digest::from_bytes([number; 32]),
+            parts: vec![extent(1, 0), extent(1, 20), Part::Hole(1 << 40), extent(2, 0), extent(1, 0)],
+            blocks: (number % 2 == 0).then(|| Blocks {
+                block_bytes: 8192,
+                digests: vec![[number; 16], [7; 16]],
+            }),
+        }
+    }
+
+    fn write(path: &Path, vault: VaultId, key: &WriterKey, count: u32) {
+        let mut writer = CacheWriter::create(path, vault, key);
+        for number in 0..count {
+            writer.put(format!("d/{number:06}").as_bytes(), &file(number as u8));
+        }
+        writer.finish();
+    }
+
+    #[test]
+    fn records_come_back_in_order_and_only_those_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/cache");
+        let (vault, key) = (VaultId::fresh(), WriterKey::generate());
+        assert!(CacheReader::open(&path, vault, &key).is_none());
+        write(&path, vault, &key, 10_000);
+        let mut reader = CacheReader::open(&path, vault, &key).unwrap();
+        assert_eq!(reader.find(b"c"), None);
+        for number in [0_u32, 1, 5, 4_000, 9_999] {
+            assert_eq!(reader.find(format!("d/{number:06}x").as_bytes()), None);
+            let asked = reader.find(format!("d/{:06}", number + 1).as_bytes());
+            assert_eq!(asked, (number < 9_999).then(|| file((number + 1) as u8)), "{number}");
+        }
+        assert_eq!(reader.find(b"z"), None);
+        assert!(CacheReader::open(&path, VaultId::fresh(), &key).is_none());
+        assert!(CacheReader::open(&path, vault, &WriterKey::generate()).is_none());
+        let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn names_are_in_the_order_of_a_walk() {
+        let walked = ["a", "a/b", "a/b/c", "a/b.c", "a-b", "a.b", "b"];
+        // `a` and all below it come before `a-b`, although `-` and `.` sort before `/`.
+        for (n, pair) in walked.windows(2).enumerate() {
+            assert_eq!(walk_order(pair[0].as_bytes(), pair[1].as_bytes()), std::cmp::Ordering::Less, "{n}");
+        }
+    }
+
+    #[test]
+    fn any_damage_ends_what_is_believed_and_says_nothing_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache");
+        let (vault, key) = (VaultId::fresh(), WriterKey::generate());
+        write(&path, vault, &key, 3_000);
+        let whole = std::fs::read(&path).unwrap();
+        for at in (0..whole.len()).step_by(whole.len() / 97) {
+            for cut in [false, true] {
+                let mut bytes = whole.clone();
+                match cut {
+                    true => bytes.truncate(at),
+                    false => bytes[at] ^= 0x10,
+                }
+                std::fs::write(&path, bytes).unwrap();
+                let Some(mut reader) = CacheReader::open(&path, vault, &key) else {
+                    continue;
+                };
+                for number in 0..3_000_u32 {
+                    if let Some(found) = reader.find(format!("d/{number:06}").as_bytes()) {
+                        assert_eq!(found, file(number as u8));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_costs_nothing_but_the_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocked = folder.path().join("file");
+        std::fs::write(&blocked, "").unwrap();
+        write(&blocked.join("cache"), VaultId::fresh(), &WriterKey::generate(), 10);
+    }
+}
