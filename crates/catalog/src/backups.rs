@@ -113,6 +113,22 @@ impl Catalog {
         rows.iter().map(backup_view).collect()
     }
 
+    /// Bytes of content of a target's last backup; what the next one will come to, as far as anybody can tell.
+    pub async fn last_content_bytes(&self, target: &TargetName) -> Result<Option<u64>, CatalogError> {
+        let row = sqlx::query(
+            "SELECT size_bytes FROM backups WHERE target_identifier = $1 ORDER BY completed_at DESC LIMIT 1",
+        )
+        .bind(target.as_str())
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(|e| CatalogError::new("read the size of the last backup", e))?;
+        Ok(row
+            .as_ref()
+            .map(|row| bytes_of(row, "size_bytes"))
+            .transpose()?
+            .flatten())
+    }
+
     /// A backup's receipt with what has been proven since.
     pub async fn receipt(&self, id: &BackupId) -> Result<Option<ReceiptView>, CatalogError> {
         let failed = |e| CatalogError::new("read a receipt", e);

@@ -10,6 +10,7 @@ use strongroom_proto::events::{
 use strongroom_proto::receipt::{
     BackupReceipt, CheckOutcome, ReceiptStatus, RestoreReceipt, ValidationMethod, VerificationReceipt,
 };
+use strongroom_proto::restore::RestoreChanges;
 use strongroom_proto::{Attempt, BackupId, JobId, JobKind, JobStatus, Sha256Digest, TargetName};
 
 use crate::jobs::{attempt_column, bytes_column, column, notify_jobs, parsed};
@@ -74,7 +75,7 @@ enum Holder {
 }
 
 /// What the catalog knows of a job at its end.
-struct Ended {
+pub(crate) struct Ended {
     kind: JobKind,
     target: TargetName,
     backup_id: BackupId,
@@ -100,7 +101,7 @@ impl Catalog {
         let row = sqlx::query(concat!(
             "UPDATE backup_jobs SET status = 'completed', completed_at = now(), lease_expires_at = NULL, secret = NULL,
                  size_bytes = $3, stored_bytes = $4, storage_path = $5, checksum = $6, partial = $7, error = NULL,
-                 progress_bytes = $3
+                 progress_bytes = $3, progress_files = $8, progress_rate_bytes = NULL
              WHERE id = $1 AND attempt = $2 AND status = 'running' AND kind = 'backup' ",
             returning!()
         ))
@@ -111,6 +112,7 @@ impl Catalog {
         .bind(&done.storage_path)
         .bind(done.sha256.to_string())
         .bind(partial)
+        .bind(bytes_column(receipt.totals.entries))
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed)?;
@@ -264,7 +266,8 @@ impl Catalog {
         let mut tx = self.pool.begin().await.map_err(failed)?;
         let row = sqlx::query(concat!(
             "UPDATE backup_jobs SET status = 'completed', completed_at = now(), lease_expires_at = NULL, secret = NULL,
-                 size_bytes = $3, checksum = $4, error = NULL, progress_bytes = $3
+                 size_bytes = $3, checksum = $4, error = NULL, progress_bytes = $3, progress_rate_bytes = NULL,
+                 partial = $5, changes = $6
              WHERE id = $1 AND attempt = $2 AND status = 'running' AND kind = 'restore' ",
             returning!()
         ))
@@ -272,13 +275,15 @@ impl Catalog {
         .bind(attempt_column(attempt))
         .bind(bytes_column(receipt.restored_bytes))
         .bind(done.sha256.to_string())
+        .bind(!receipt.skipped.is_empty())
+        .bind(receipt.change_list().as_ref().map(changes_column).transpose()?)
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed)?;
         let Some(row) = row else { return Ok(Finish::Stale) };
         let ended = ended(&row)?;
         put_receipt(&mut tx, "restore", id, &receipt.backup_id, done.sha256, receipt).await?;
-        end_restore(&mut tx, id, &ended, None).await?;
+        end_restore(&mut tx, id, &ended, Some(&receipt.destination), None).await?;
         let fact = Fact::RestoreCompleted(RestoreCompleted {
             restore_id: id,
             targets: vec![ended.target.clone()],
@@ -409,7 +414,7 @@ impl Catalog {
         let facts = match ended.kind {
             JobKind::Verify => verification_failed(id, &ended, error),
             JobKind::Restore => {
-                end_restore(&mut tx, id, &ended, Some(error)).await?;
+                end_restore(&mut tx, id, &ended, None, Some(error)).await?;
                 vec![(
                     "failed",
                     Fact::RestoreFailed(RestoreFailed {
@@ -502,7 +507,7 @@ impl Catalog {
     }
 }
 
-fn ended(row: &sqlx::postgres::PgRow) -> Result<Ended, CatalogError> {
+pub(crate) fn ended(row: &sqlx::postgres::PgRow) -> Result<Ended, CatalogError> {
     Ok(Ended {
         kind: parsed(row, "kind")?,
         target: parsed(row, "target_identifier")?,
@@ -530,7 +535,7 @@ async fn announce(
 
 async fn announce_cancelled(tx: &mut Transaction<'_, Postgres>, id: JobId, ended: &Ended) -> Result<(), CatalogError> {
     if ended.kind == JobKind::Restore {
-        end_restore(tx, id, ended, Some("cancelled")).await?;
+        end_restore(tx, id, ended, None, Some("cancelled")).await?;
     }
     let fact = Fact::JobFailed(JobFailed {
         job_id: id,
@@ -566,34 +571,46 @@ async fn put_receipt(
     Ok(())
 }
 
+pub(crate) fn changes_column(changes: &RestoreChanges) -> Result<serde_json::Value, CatalogError> {
+    serde_json::to_value(changes).map_err(|e| CatalogError::decode("backup_jobs.changes", e))
+}
+
 /// Closes the row of a restore, and writes down in the audit log what it did.
-async fn end_restore(
+pub(crate) async fn end_restore(
     connection: &mut PgConnection,
     id: JobId,
     ended: &Ended,
+    destination: Option<&str>,
     error: Option<&str>,
 ) -> Result<(), CatalogError> {
     let failed = |e| CatalogError::new("end a restore", e);
     let row = sqlx::query(
-        "UPDATE restores SET started_at = $2, completed_at = $3, success = $4, error = $5 WHERE job_id = $1
-         RETURNING destination, overwrite_reason",
+        "UPDATE restores SET started_at = $2, completed_at = $3, success = $4, error = $5,
+             destination = coalesce($6, destination)
+         WHERE job_id = $1
+         RETURNING destination, overwrite_reason, dry_run, (SELECT params FROM backup_jobs WHERE id = $1) AS params",
     )
     .bind(id.as_uuid())
     .bind(ended.started_at)
     .bind(ended.completed_at)
     .bind(error.is_none())
     .bind(error)
+    .bind(destination)
     .fetch_one(&mut *connection)
     .await
     .map_err(failed)?;
+    let params: serde_json::Value = column(&row, "params")?;
+    let dry_run: bool = column(&row, "dry_run")?;
     let entry = AuditEntry {
         principal: ended.principal.clone(),
-        action: "restore",
+        action: if dry_run { "try restore" } else { "restore" },
         object: ended.backup_id.to_string(),
         detail: serde_json::json!({
             "job_id": id,
             "destination": column::<String>(&row, "destination")?,
             "overwrite_reason": column::<Option<String>>(&row, "overwrite_reason")?,
+            "in_place": params.get("in_place"),
+            "delete": params.get("delete"),
             "success": error.is_none(),
             "error": error,
         }),

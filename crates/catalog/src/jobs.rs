@@ -7,11 +7,11 @@ use strongroom_proto::api::JobView;
 use strongroom_proto::events::{Fact, JobStarted};
 use strongroom_proto::receipt::{InitiatedBy, Operator};
 use strongroom_proto::{
-    Attempt, BackupId, BackupType, JobId, JobKind, JobStatus, ScheduleId, TargetKind, TargetName, TriggerId,
+    Attempt, BackupId, BackupType, JobId, JobKind, JobStatus, Progress, ScheduleId, TargetKind, TargetName, TriggerId,
 };
 use uuid::Uuid;
 
-use crate::{Catalog, CatalogError, listen, outbox};
+use crate::{Catalog, CatalogError, listen, outbox, scenarios};
 
 /// A piece of SQL that several statements share; a macro, so that every statement stays a literal.
 macro_rules! select_job {
@@ -19,7 +19,7 @@ macro_rules! select_job {
         "SELECT j.id, j.kind::text, j.type::text, j.target::text, j.target_identifier,
     j.status::text, j.created_at, j.started_at, j.completed_at, j.size_bytes, j.compression_ratio, j.storage_path,
     j.checksum, j.retention_until, j.metadata, j.backup_id, j.attempt, j.worker, j.error, j.progress_bytes,
-    j.progress_total_bytes, j.partial, coalesce(b.verified, false) AS verified
+    j.progress_total_bytes, j.progress_files, j.progress_rate_bytes, j.partial, coalesce(b.verified, false) AS verified
     FROM backup_jobs j LEFT JOIN backups b ON b.backup_id = j.backup_id"
     };
 }
@@ -49,6 +49,8 @@ pub struct JobRequest {
     pub params: serde_json::Value,
     /// What the worker needs and nobody may read later.
     pub secret: Option<String>,
+    /// A deployed scenario's folder: from then on the target is known to lie there.
+    pub scenario_path: Option<String>,
 }
 
 /// Why jobs are created, and by whom.
@@ -181,7 +183,8 @@ impl Catalog {
         let mut tx = self.pool.begin().await.map_err(failed)?;
         let row = sqlx::query(
             "UPDATE backup_jobs SET status = 'running', worker = $3, started_at = now(),
-                 lease_expires_at = now() + make_interval(secs => $4), progress_bytes = 0, progress_total_bytes = NULL
+                 lease_expires_at = now() + make_interval(secs => $4), progress_bytes = 0, progress_total_bytes = NULL,
+                 progress_files = 0, progress_rate_bytes = NULL
              WHERE id = $1 AND attempt = $2 AND status = 'pending' AND dispatched_at IS NOT NULL AND NOT cancel_requested
              RETURNING id, attempt, kind::text, type::text, target::text, target_identifier, backup_id, created_at,
                  started_at, metadata, params, secret, initiated_by::text, principal, retry_count, traceparent",
@@ -216,19 +219,20 @@ impl Catalog {
         id: JobId,
         attempt: Attempt,
         lease_seconds: u32,
-        progress_bytes: u64,
-        progress_total_bytes: Option<u64>,
+        progress: &Progress,
     ) -> Result<LeaseState, CatalogError> {
         let cancel: Option<bool> = sqlx::query_scalar(
             "UPDATE backup_jobs SET lease_expires_at = now() + make_interval(secs => $3), progress_bytes = $4,
-                 progress_total_bytes = $5
+                 progress_total_bytes = $5, progress_files = $6, progress_rate_bytes = $7
              WHERE id = $1 AND attempt = $2 AND status = 'running' RETURNING cancel_requested",
         )
         .bind(id.as_uuid())
         .bind(attempt_column(attempt))
         .bind(f64::from(lease_seconds))
-        .bind(bytes_column(progress_bytes))
-        .bind(progress_total_bytes.map(bytes_column))
+        .bind(bytes_column(progress.bytes))
+        .bind(progress.total_bytes.map(bytes_column))
+        .bind(bytes_column(progress.files))
+        .bind(progress.rate_bytes_per_second.map(bytes_column))
         .fetch_optional(&self.pool)
         .await
         .map_err(|e| CatalogError::new("renew a lease", e))?;
@@ -381,6 +385,9 @@ async fn create_one(
 ) -> Result<Created, CatalogError> {
     let failed = |e| CatalogError::new("create a job", e);
     // Joining may race with the waiting job's claim, and inserting with another request: one more round settles it.
+    if let Some(path) = &request.scenario_path {
+        scenarios::remember(connection, &request.target, path).await?;
+    }
     for _ in 0..8 {
         if request.kind == JobKind::Backup {
             let waiting: Option<Uuid> = sqlx::query_scalar(
@@ -460,14 +467,18 @@ async fn create_one(
 
 async fn create_restore_row(connection: &mut PgConnection, request: &JobRequest) -> Result<(), CatalogError> {
     let text = |key: &str| request.params.get(key).and_then(|v| v.as_str()).map(str::to_owned);
-    sqlx::query("INSERT INTO restores (job_id, backup_id, destination, overwrite_reason) VALUES ($1, $2, $3, $4)")
-        .bind(request.id.as_uuid())
-        .bind(request.backup_id.as_str())
-        .bind(text("destination").unwrap_or_default())
-        .bind(text("overwrite_reason"))
-        .execute(connection)
-        .await
-        .map_err(|e| CatalogError::new("create a restore", e))?;
+    let dry_run = request.params.get("dry_run").and_then(serde_json::Value::as_bool);
+    sqlx::query(
+        "INSERT INTO restores (job_id, backup_id, destination, overwrite_reason, dry_run) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(request.id.as_uuid())
+    .bind(request.backup_id.as_str())
+    .bind(text("destination").unwrap_or_default())
+    .bind(text("overwrite_reason"))
+    .bind(dry_run.unwrap_or(false))
+    .execute(connection)
+    .await
+    .map_err(|e| CatalogError::new("create a restore", e))?;
     Ok(())
 }
 
@@ -586,8 +597,12 @@ fn job_view(row: &PgRow) -> Result<JobView, CatalogError> {
         attempt: attempt_of(row)?,
         worker: column(row, "worker")?,
         error: column(row, "error")?,
-        progress_bytes: bytes_of(row, "progress_bytes")?.unwrap_or(0),
-        progress_total_bytes: bytes_of(row, "progress_total_bytes")?,
+        progress: Progress::new(
+            bytes_of(row, "progress_bytes")?.unwrap_or(0),
+            bytes_of(row, "progress_files")?.unwrap_or(0),
+            bytes_of(row, "progress_total_bytes")?,
+            bytes_of(row, "progress_rate_bytes")?,
+        ),
         partial: column(row, "partial")?,
         verified: column(row, "verified")?,
     })

@@ -10,12 +10,15 @@
 
 mod audit;
 mod backups;
+mod chunks;
 mod dispatch;
 mod error;
 mod finish;
 mod jobs;
 mod listen;
 mod outbox;
+mod restores;
+mod scenarios;
 mod schedules;
 mod status;
 mod triggers;
@@ -33,6 +36,7 @@ pub use finish::{Finish, FinishedBackup, FinishedRestore, FinishedVerification};
 pub use jobs::{ClaimedJob, CreateOutcome, Created, ExpiredLease, JobRequest, LeaseState, Origin};
 pub use listen::Listener;
 pub use outbox::OutboxMessage;
+pub use scenarios::Scenario;
 pub use status::Totals;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");

@@ -3,10 +3,10 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
-use strongroom_proto::ScheduleId;
 use strongroom_proto::api::{ScheduleSpec, ScheduleView};
+use strongroom_proto::{BackupType, ScheduleId};
 
-use crate::jobs::{self, column, parsed};
+use crate::jobs::{self, column};
 use crate::{AuditEntry, Catalog, CatalogError, CreateOutcome, JobRequest, Origin, audit};
 
 /// A piece of SQL that several statements share; a macro, so that every statement stays a literal.
@@ -37,7 +37,7 @@ impl Catalog {
         .bind(&spec.name)
         .bind(&spec.cron_expression)
         .bind(&spec.timezone)
-        .bind(spec.backup_type.as_str())
+        .bind(spec.backup_type.map(BackupType::as_str))
         .bind(&spec.targets)
         .bind(spec.retention_days.map(days_column))
         .bind(spec.enabled)
@@ -84,7 +84,7 @@ impl Catalog {
         .bind(&spec.name)
         .bind(&spec.cron_expression)
         .bind(&spec.timezone)
-        .bind(spec.backup_type.as_str())
+        .bind(spec.backup_type.map(BackupType::as_str))
         .bind(&spec.targets)
         .bind(spec.retention_days.map(days_column))
         .bind(spec.enabled)
@@ -248,7 +248,9 @@ fn schedule_view(row: &PgRow) -> Result<ScheduleView, CatalogError> {
             name: column(row, "name")?,
             cron_expression: column(row, "cron_expression")?,
             timezone: column(row, "timezone")?,
-            backup_type: parsed(row, "backup_type")?,
+            backup_type: column::<Option<String>>(row, "backup_type")?
+                .map(|word| word.parse().map_err(|e| CatalogError::decode("backup_type", e)))
+                .transpose()?,
             targets: column(row, "targets")?,
             retention_days: days.map(i32::unsigned_abs),
             enabled: column(row, "enabled")?,

@@ -11,7 +11,7 @@ use strongroom_proto::receipt::{
     BACKUP_RECEIPT_SCHEMA, BackupReceipt, InitiatedBy, Integrity, Method, Operator, ReceiptStatus, SourceFacts, Totals,
 };
 use strongroom_proto::{
-    Attempt, BackupId, BackupType, JobId, JobKind, JobStatus, Sha256Digest, TargetKind, TriggerId, VaultId,
+    Attempt, BackupId, BackupType, JobId, JobKind, JobStatus, Progress, Sha256Digest, TargetKind, TriggerId, VaultId,
 };
 use strongroom_testkit::Postgres;
 
@@ -52,6 +52,7 @@ fn backup(target: &str) -> JobRequest {
         metadata: serde_json::json!({}),
         params: serde_json::json!({}),
         secret: None,
+        scenario_path: None,
     }
 }
 
@@ -134,10 +135,13 @@ async fn services_that_start_together_migrate_once() {
     }
     assert_eq!(
         server
-            .psql("catalog", "SELECT count(*) FROM _sqlx_migrations")
+            .psql(
+                "catalog",
+                "SELECT count(*) = max(version) AND bool_and(success) FROM _sqlx_migrations"
+            )
             .unwrap()
             .trim(),
-        "1"
+        "t"
     );
 }
 
@@ -234,7 +238,10 @@ async fn a_stale_attempt_cannot_commit_and_the_current_one_can() {
     assert_eq!(catalog.fail(id, Attempt::FIRST, "no").await.unwrap(), Finish::Stale);
     assert_eq!(catalog.interrupt(id, Attempt::FIRST).await.unwrap(), Finish::Stale);
     assert_eq!(
-        catalog.renew(id, Attempt::FIRST, 30, 0, None).await.unwrap(),
+        catalog
+            .renew(id, Attempt::FIRST, 30, &Progress::default())
+            .await
+            .unwrap(),
         LeaseState::Lost
     );
     assert_eq!(catalog.job(id).await.unwrap().unwrap().status, JobStatus::Running);
@@ -485,7 +492,10 @@ async fn a_cancelled_job_whose_attempt_is_given_back_ends_and_lets_others_run() 
     catalog.claim(id, Attempt::FIRST, "w", 30).await.unwrap().unwrap();
     assert!(catalog.request_cancel(id, "tester").await.unwrap());
     assert_eq!(
-        catalog.renew(id, Attempt::FIRST, 30, 0, None).await.unwrap(),
+        catalog
+            .renew(id, Attempt::FIRST, 30, &Progress::default())
+            .await
+            .unwrap(),
         LeaseState::CancelRequested
     );
     assert_eq!(catalog.interrupt(id, Attempt::FIRST).await.unwrap(), Finish::Accepted);

@@ -38,7 +38,9 @@ pub(crate) struct PayloadKey(LessSafeKey);
 impl PayloadKey {
     fn derive(secret: &FileSecret, nonce: &[u8]) -> io::Result<Self> {
         let key = hkdf::Salt::new(hkdf::HKDF_SHA256, nonce).extract(&secret[..]);
-        let okm = key.expand(&[b"payload"], &CHACHA20_POLY1305).map_err(io::Error::other)?;
+        let okm = key
+            .expand(&[b"payload"], &CHACHA20_POLY1305)
+            .map_err(io::Error::other)?;
         Ok(Self(LessSafeKey::new(UnboundKey::from(okm))))
     }
 }
@@ -76,7 +78,9 @@ pub(crate) fn begin(recipients: &[Recipient], mut buffer: Vec<u8>) -> io::Result
     // The crate writes header and nonce at once, and nothing more before it is given content.
     drop(encryptor.map_err(io::Error::other)?.wrap_output(&mut buffer)?);
     drop(watched);
-    let secret = secret.into_inner().ok_or_else(|| io::Error::other("age made no file key"))?;
+    let secret = secret
+        .into_inner()
+        .ok_or_else(|| io::Error::other("age made no file key"))?;
     let nonce_start = buffer.len().saturating_sub(NONCE_BYTES);
     let key = PayloadKey::derive(&secret, buffer.get(nonce_start..).unwrap_or_default())?;
     Ok(Unsealed {
@@ -158,7 +162,9 @@ pub(crate) fn open(first: &[u8], file_bytes: u64, identity: &Identity) -> Result
     drop(decryptor.decrypt(watched.iter().map(|i| i as &dyn age::Identity))?);
     drop(watched);
     let payload_start = taken.get();
-    let nonce = payload_start.checked_sub(NONCE_BYTES).and_then(|at| first.get(at..payload_start));
+    let nonce = payload_start
+        .checked_sub(NONCE_BYTES)
+        .and_then(|at| first.get(at..payload_start));
     match (secret.into_inner(), nonce) {
         (Some(secret), Some(nonce)) => Ok(Opened {
             key: PayloadKey::derive(&secret, nonce).map_err(age::DecryptError::Io)?,
@@ -303,7 +309,10 @@ mod tests {
 
     fn key_pair() -> (Identity, Recipient) {
         let (text, recipient) = Identity::generate();
-        (Identity::from_file_text(&text).unwrap(), parse_recipient(&recipient).unwrap())
+        (
+            Identity::from_file_text(&text).unwrap(),
+            parse_recipient(&recipient).unwrap(),
+        )
     }
 
     fn noise(bytes: usize) -> Vec<u8> {
@@ -357,11 +366,21 @@ mod tests {
         let content = noise(300_000);
         let sealed = seal_whole(&[recipient], &content).unwrap();
         let opened = open(&sealed[..1000], sealed.len() as u64, &identity).unwrap();
-        for (from, to) in [(0, 1), (0, 65_536), (65_530, 65_540), (65_536, 131_072), (299_999, 300_000), (1, 300_000)] {
+        for (from, to) in [
+            (0, 1),
+            (0, 65_536),
+            (65_530, 65_540),
+            (65_536, 131_072),
+            (299_999, 300_000),
+            (1, 300_000),
+        ] {
             let segments = opened.segments(from..to);
             let mut part = sealed[segments.start as usize..segments.end as usize].to_vec();
             opened.open_segments(segments, &mut part).unwrap();
-            assert!(part[segments.lead..].starts_with(&content[from as usize..to as usize]), "{from}..{to}");
+            assert!(
+                part[segments.lead..].starts_with(&content[from as usize..to as usize]),
+                "{from}..{to}"
+            );
         }
     }
 

@@ -82,10 +82,7 @@ impl BlockHasher {
     }
 
     /// Takes what is left as a block of its own, after which nothing can be added.
-    pub(crate) fn finish<E>(
-        &mut self,
-        each: impl FnOnce(u64, BlockDigest, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub(crate) fn finish<E>(&mut self, each: impl FnOnce(u64, BlockDigest, &[u8]) -> Result<(), E>) -> Result<(), E> {
         if self.partial.is_empty() {
             return Ok(());
         }
@@ -144,8 +141,7 @@ pub(crate) fn is_paged(first: &[u8], file_bytes: u64) -> bool {
     let is_postgres = first.get(18..20) == Some(&[0x04, 0x20]) && file_bytes % 8192 == 0;
     let is_sqlite = first.starts_with(b"SQLite format 3\0");
     // The first page of an InnoDB table space: its type is FSP_HDR, its number 0.
-    let is_innodb =
-        first.get(24..26) == Some(&[0, 8]) && first.get(4..8) == Some(&[0; 4]) && file_bytes % 16_384 == 0;
+    let is_innodb = first.get(24..26) == Some(&[0, 8]) && first.get(4..8) == Some(&[0; 4]) && file_bytes % 16_384 == 0;
     is_postgres || is_sqlite || is_innodb
 }
 
@@ -178,7 +174,11 @@ mod tests {
                     })
                     .unwrap();
                 let (digest, blocks) = hasher.finalize();
-                assert_eq!(digest.as_bytes(), blake3::hash(content).as_bytes(), "{length} in {step}");
+                assert_eq!(
+                    digest.as_bytes(),
+                    blake3::hash(content).as_bytes(),
+                    "{length} in {step}"
+                );
                 assert_eq!(blocks.digests.len(), length.div_ceil(8_192));
                 let expected: Vec<(u64, BlockDigest)> = (0..).zip(blocks.digests).collect();
                 assert_eq!(seen, expected);

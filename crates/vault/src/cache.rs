@@ -7,6 +7,7 @@
 //! A header, then blocks: length, MAC, records. Records are in the order of the walk, depth first and sorted by name, so
 //! that reading the old file and writing the new one go along with the walk and take no memory.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -79,11 +80,10 @@ impl Seal {
 pub(crate) struct CacheReader {
     file: BufReader<File>,
     seal: Seal,
-    block: Vec<u8>,
-    /// Where the next record begins in the block.
-    at: usize,
-    /// The record that was read last, if the walk has not come to it.
-    waiting: Option<(Vec<u8>, CachedFile)>,
+    /// The records of the block read last that the walk has not come to.
+    waiting: VecDeque<(Vec<u8>, CachedFile)>,
+    /// The chunks of the blocks read since they were last taken.
+    chunks_ahead: Vec<ChunkId>,
 }
 
 impl CacheReader {
@@ -107,69 +107,78 @@ impl CacheReader {
         Some(Self {
             file,
             seal,
-            block: Vec::new(),
-            at: 0,
-            waiting: None,
+            waiting: VecDeque::new(),
+            chunks_ahead: Vec::new(),
         })
     }
 
     /// What is known of this path. Paths have to be asked for in the order of the walk.
     pub(crate) fn find(&mut self, path: &[u8]) -> Option<CachedFile> {
         loop {
-            if self.waiting.is_none() {
-                self.waiting = self.next_record();
+            if self.waiting.is_empty() {
+                self.read_block();
             }
-            let (found, _) = self.waiting.as_ref()?;
+            let (found, _) = self.waiting.front()?;
             match walk_order(found, path) {
-                std::cmp::Ordering::Less => self.waiting = None,
-                std::cmp::Ordering::Equal => return self.waiting.take().map(|(_, file)| file),
+                std::cmp::Ordering::Less => self.waiting.pop_front(),
+                std::cmp::Ordering::Equal => return self.waiting.pop_front().map(|(_, file)| file),
                 std::cmp::Ordering::Greater => return None,
-            }
+            };
         }
     }
 
-    fn next_record(&mut self) -> Option<(Vec<u8>, CachedFile)> {
-        if self.at >= self.block.len() {
-            self.at = 0;
-            if let Err(error) = self.next_block() {
-                tracing::warn!(%error, "the file cache is damaged from here on; the files after it are read again");
-                self.block.clear();
+    /// The chunks of files that the walk has not come to yet, each block's once, when its first file was looked at: so
+    /// they can be looked up together.
+    pub(crate) fn take_chunks_ahead(&mut self) -> Vec<ChunkId> {
+        std::mem::take(&mut self.chunks_ahead)
+    }
+
+    fn read_block(&mut self) {
+        let block = self.next_block().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the file cache is damaged from here on; the files after it are read again");
+            Vec::new()
+        });
+        let mut fields = Fields(&block);
+        let mut chunk_before = None;
+        while let Some(record) = fields.record() {
+            for part in &record.1.parts {
+                if let Part::Extent(extent) = part
+                    && chunk_before.replace(extent.chunk) != Some(extent.chunk)
+                {
+                    self.chunks_ahead.push(extent.chunk);
+                }
             }
+            self.waiting.push_back(record);
         }
-        let mut fields = Fields(self.block.get(self.at..)?);
-        let before = fields.0.len();
-        let record = fields.record();
-        self.at = match record {
-            Some(_) => self.at + before - fields.0.len(),
-            None => self.block.len(),
-        };
-        record
+        self.chunks_ahead.sort_unstable();
+        self.chunks_ahead.dedup();
     }
 
     /// Reads the next block, an empty one at the end.
-    fn next_block(&mut self) -> io::Result<()> {
-        self.block.clear();
+    fn next_block(&mut self) -> io::Result<Vec<u8>> {
+        let mut block = Vec::new();
         let mut length = [0; 4];
         if let Err(error) = self.file.read_exact(&mut length) {
             return match error.kind() {
-                io::ErrorKind::UnexpectedEof => Ok(()),
+                io::ErrorKind::UnexpectedEof => Ok(block),
                 _ => Err(error),
             };
         }
         let length = u32::from_le_bytes(length) as usize;
         let mut mac = [0; MAC_BYTES];
         self.file.read_exact(&mut mac)?;
-        if length > BLOCK_MAX_BYTES {
-            return Err(io::ErrorKind::InvalidData.into());
+        if length <= BLOCK_MAX_BYTES {
+            (&mut self.file).take(length as u64).read_to_end(&mut block)?;
         }
-        (&mut self.file).take(length as u64).read_to_end(&mut self.block)?;
-        if self.block.len() != length || self.seal.next_mac(&self.block) != blake3::Hash::from_bytes(mac) {
-            self.block.clear();
+        if block.len() != length || self.seal.next_mac(&block) != blake3::Hash::from_bytes(mac) {
             // Nothing after it is in its place either.
             self.file = BufReader::with_capacity(1, File::open("/dev/null")?);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a block does not match its MAC"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a block does not match its MAC",
+            ));
         }
-        Ok(())
+        Ok(block)
     }
 }
 
@@ -436,7 +445,13 @@ mod tests {
             },
             bytes: 30,
             blake3: Sha256Digest::from_bytes([number; 32]),
-            parts: vec![extent(1, 0), extent(1, 20), Part::Hole(1 << 40), extent(2, 0), extent(1, 0)],
+            parts: vec![
+                extent(1, 0),
+                extent(1, 20),
+                Part::Hole(1 << 40),
+                extent(2, 0),
+                extent(1, 0),
+            ],
             blocks: (number % 2 == 0).then(|| Blocks {
                 block_bytes: 8192,
                 digests: vec![[number; 16], [7; 16]],
@@ -478,7 +493,11 @@ mod tests {
         let walked = ["a", "a/b", "a/b/c", "a/b.c", "a-b", "a.b", "b"];
         // `a` and all below it come before `a-b`, although `-` and `.` sort before `/`.
         for (n, pair) in walked.windows(2).enumerate() {
-            assert_eq!(walk_order(pair[0].as_bytes(), pair[1].as_bytes()), std::cmp::Ordering::Less, "{n}");
+            assert_eq!(
+                walk_order(pair[0].as_bytes(), pair[1].as_bytes()),
+                std::cmp::Ordering::Less,
+                "{n}"
+            );
         }
     }
 

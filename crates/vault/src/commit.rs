@@ -190,8 +190,7 @@ impl Vault {
         id: &BackupId,
         job: JobId,
     ) -> Result<Option<(VerificationReceipt, Sha256Digest)>, ReadError> {
-        let signature = |receipt: &VerificationReceipt| layout::verification_signature(id, job, receipt.attempt);
-        self.evidence(&layout::verification(id, job), signature).await
+        self.evidence(&layout::verification(id, job)).await
     }
 
     /// The evidence of one restore with the digest of its bytes, where it is there.
@@ -200,64 +199,56 @@ impl Vault {
         id: &BackupId,
         job: JobId,
     ) -> Result<Option<(RestoreReceipt, Sha256Digest)>, ReadError> {
-        let signature = |receipt: &RestoreReceipt| layout::restore_signature(id, job, receipt.attempt);
-        self.evidence(&layout::restore(id, job), signature).await
-    }
-
-    async fn evidence<R: DeserializeOwned>(
-        &self,
-        object: &str,
-        signature: impl FnOnce(&R) -> String,
-    ) -> Result<Option<(R, Sha256Digest)>, ReadError> {
-        let Some(bytes) = self.get_document("read a receipt", object).await? else {
-            return Ok(None);
-        };
-        let receipt: R = serde_json::from_slice(&bytes).map_err(|source| ReadError::malformed(object, source))?;
-        self.check_signature(object, &bytes, &signature(&receipt)).await?;
-        Ok(Some((receipt, sha256(&bytes))))
+        self.evidence(&layout::restore(id, job)).await
     }
 
     /// The evidence of all verifications of a backup, in the order of their completion.
     pub async fn verifications(&self, id: &BackupId) -> Result<Vec<VerificationReceipt>, ReadError> {
-        let paths = self
-            .store()
-            .list(&layout::verifications_folder(id))
-            .await
-            .map_err(|source| ReadError::store(format!("list the verifications of {id}"), source))?;
         let mut found = Vec::new();
-        for object in paths.into_iter().filter(|path| path.ends_with(".json")) {
-            let receipt: VerificationReceipt = self
-                .signed(&object, |receipt: &VerificationReceipt| {
-                    layout::verification_signature(id, receipt.job_id, receipt.attempt)
-                })
-                .await?;
-            self.check_place(&object, &receipt.backup_id, id)?;
-            let place = layout::verification(id, receipt.job_id);
-            if place != object {
-                return Err(ReadError::Misplaced {
-                    found: place,
-                    expected: object.clone(),
-                    object,
-                });
-            }
-            found.push(receipt);
+        for job in self.verification_jobs(id).await? {
+            found.extend(self.verification(id, job).await?.map(|(receipt, _)| receipt));
         }
-        found.sort_by_key(|receipt| receipt.completed_at);
+        found.sort_by_key(|receipt: &VerificationReceipt| receipt.completed_at);
         Ok(found)
     }
 
-    async fn signed<R: DeserializeOwned>(
-        &self,
-        object: &str,
-        signature: impl FnOnce(&R) -> String,
-    ) -> Result<R, ReadError> {
-        let bytes = self.get_document("read a receipt", object).await?;
-        let bytes = bytes.ok_or_else(|| ReadError::Missing {
-            object: object.to_owned(),
-        })?;
+    /// The jobs whose evidence of a verification of this backup is there.
+    pub async fn verification_jobs(&self, id: &BackupId) -> Result<Vec<JobId>, ReadError> {
+        self.evidence_jobs(&layout::verifications_folder(id)).await
+    }
+
+    /// The jobs whose evidence of a restore of this backup is there.
+    pub async fn restore_jobs(&self, id: &BackupId) -> Result<Vec<JobId>, ReadError> {
+        self.evidence_jobs(&layout::restores_folder(id)).await
+    }
+
+    async fn evidence_jobs(&self, folder: &str) -> Result<Vec<JobId>, ReadError> {
+        let paths = self.store().list(folder).await;
+        let paths = paths.map_err(|source| ReadError::store(format!("list {folder}"), source))?;
+        let receipts = paths.iter().filter(|path| path.ends_with(".json"));
+        let mut jobs = Vec::new();
+        for object in receipts {
+            let job = layout::evidence_job(object);
+            jobs.push(job.ok_or_else(|| ReadError::malformed(object, "its name is not that of a job"))?);
+        }
+        Ok(jobs)
+    }
+
+    async fn evidence<R: Evidence>(&self, object: &str) -> Result<Option<(R, Sha256Digest)>, ReadError> {
+        let Some(bytes) = self.get_document("read a receipt", object).await? else {
+            return Ok(None);
+        };
         let receipt: R = serde_json::from_slice(&bytes).map_err(|source| ReadError::malformed(object, source))?;
-        self.check_signature(object, &bytes, &signature(&receipt)).await?;
-        Ok(receipt)
+        let place = receipt.place();
+        if place != object {
+            return Err(ReadError::Misplaced {
+                object: object.to_owned(),
+                found: place,
+                expected: object.to_owned(),
+            });
+        }
+        self.check_signature(object, &bytes, &receipt.signature_place()).await?;
+        Ok(Some((receipt, sha256(&bytes))))
     }
 
     async fn check_signature(&self, object: &str, bytes: &[u8], signature: &str) -> Result<(), ReadError> {
@@ -284,5 +275,31 @@ impl Vault {
             found: found.to_string(),
             expected: expected.to_string(),
         })
+    }
+}
+
+/// A receipt that lies beside its backup.
+trait Evidence: DeserializeOwned {
+    /// Where it belongs.
+    fn place(&self) -> String;
+    /// Where its signature belongs.
+    fn signature_place(&self) -> String;
+}
+
+impl Evidence for VerificationReceipt {
+    fn place(&self) -> String {
+        layout::verification(&self.backup_id, self.job_id)
+    }
+    fn signature_place(&self) -> String {
+        layout::verification_signature(&self.backup_id, self.job_id, self.attempt)
+    }
+}
+
+impl Evidence for RestoreReceipt {
+    fn place(&self) -> String {
+        layout::restore(&self.backup_id, self.job_id)
+    }
+    fn signature_place(&self) -> String {
+        layout::restore_signature(&self.backup_id, self.job_id, self.attempt)
     }
 }

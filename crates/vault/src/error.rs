@@ -157,7 +157,9 @@ pub enum KeyError {
     )]
     IdentityPassphrase,
     /// An identity of a kind that nothing here can open with.
-    #[error("{what} is not supported by the age library yet; give an AGE-SECRET-KEY-1… of another recipient, or an SSH key")]
+    #[error(
+        "{what} is not supported by the age library yet; give an AGE-SECRET-KEY-1… of another recipient, or an SSH key"
+    )]
     UnsupportedIdentity {
         /// What was given.
         what: &'static str,
@@ -170,6 +172,12 @@ pub enum KeyError {
     /// Not a public key.
     #[error("this is not an OpenSSH Ed25519 public key line")]
     PublicKey,
+    /// Nobody in it may sign receipts.
+    #[error(
+        "the allowed_signers file names no ssh-ed25519 key for the namespace receipt@strongroom; `strongroom vault signers` \
+         prints one"
+    )]
+    AllowedSigners,
     /// Not a principal.
     #[error("{text:?} is not a principal: use letters, digits and . _ @ - only")]
     Principal {
@@ -266,7 +274,9 @@ pub enum RotateError {
         key_id: String,
     },
     /// Somebody else rotated at the same time.
-    #[error("another rotation made generation {generation} first; look at the keys, and rotate again if that is needed")]
+    #[error(
+        "another rotation made generation {generation} first; look at the keys, and rotate again if that is needed"
+    )]
     Overtaken {
         /// The generation that both wanted to make.
         generation: u32,
@@ -362,6 +372,13 @@ pub enum ReadError {
         /// Why.
         #[source]
         source: StoreError,
+    },
+    /// The table in which chunks are looked up did not answer.
+    #[error("look up which chunks the vault has")]
+    Table {
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// There is no such backup.
     #[error("backup {id} is not in the vault: it has no receipt")]
@@ -521,7 +538,7 @@ impl ReadError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store { source, .. } => source.is_retryable(),
-            Self::Interrupted { .. } => true,
+            Self::Interrupted { .. } | Self::Table { .. } => true,
             Self::ReadChunk { source, .. } => Self::in_io_error(source).is_some_and(Self::is_retryable),
             _ => false,
         }

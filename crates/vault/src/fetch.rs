@@ -15,9 +15,9 @@ use strongroom_proto::ChunkId;
 use zstd::bulk::Decompressor;
 
 use crate::age_file::{self, Opened};
+use crate::chunk_index::ChunkIdHasher;
 use crate::codec;
 use crate::error::ReadError;
-use crate::index::ChunkIdHasher;
 use crate::layout;
 use crate::manifest::Part;
 use crate::reader::{BackupReader, Place, Planned};
@@ -60,7 +60,10 @@ impl<'a> Opener<'a> {
     }
 
     fn read(&self, object: &str, range: std::ops::Range<u64>) -> Result<(bytes::Bytes, u64), ReadError> {
-        let read = self.reader.runtime.block_on(self.reader.vault.store().get_range(object, range));
+        let read = self
+            .reader
+            .runtime
+            .block_on(self.reader.vault.store().get_range(object, range));
         read.map_err(|source| ReadError::store(format!("read {object}"), source))?
             .ok_or_else(|| ReadError::Missing {
                 object: object.to_owned(),
@@ -209,10 +212,7 @@ pub(crate) struct Fetcher<'a> {
 
 impl<'a> Fetcher<'a> {
     /// Runs `work` with threads that fetch for it.
-    pub(crate) fn run(
-        reader: &BackupReader,
-        work: impl FnOnce(&mut Fetcher<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
+    pub(crate) fn run(reader: &BackupReader, work: impl FnOnce(&mut Fetcher<'_>) -> io::Result<()>) -> io::Result<()> {
         let desk = Desk {
             state: Mutex::default(),
             work: Condvar::new(),
@@ -278,7 +278,11 @@ impl<'a> Fetcher<'a> {
             let content = self.wait_for(chunk)?;
             self.current = Some((*chunk, content));
         }
-        Ok(self.current.as_ref().map(|(_, content)| content.as_slice()).unwrap_or_default())
+        Ok(self
+            .current
+            .as_ref()
+            .map(|(_, content)| content.as_slice())
+            .unwrap_or_default())
     }
 
     /// Says that one extent of the chunk has been used.

@@ -200,7 +200,9 @@ impl History {
         }
         let before = self.newest();
         if said.previous != before.sha256 {
-            return Err(damaged("it does not follow the generation before, or that one was changed"));
+            return Err(damaged(
+                "it does not follow the generation before, or that one was changed",
+            ));
         }
         let mut authors = vec![&before.writer_key_id];
         if said.writer_key_id != before.writer_key_id {
@@ -250,7 +252,11 @@ impl History {
 
     /// Checks every MAC that is said to be of this key.
     pub(crate) fn check_macs(&self, key: &WriterKey) -> Result<(), ReadError> {
-        match self.later.iter().find(|found| found.is_vouched_for_by(key) == Some(false)) {
+        match self
+            .later
+            .iter()
+            .find(|found| found.is_vouched_for_by(key) == Some(false))
+        {
             Some(forged) => Err(ReadError::ForgedGeneration {
                 object: forged.object(),
             }),
@@ -317,7 +323,10 @@ mod tests {
             )
         );
         let expected = key.macs().mac(format!("{first}\n").as_bytes());
-        assert_eq!(mac, format!(r#"{{"mac":{{"writer_key":"c931a8996226394f","blake3":"{expected}"}}}}"#));
+        assert_eq!(
+            mac,
+            format!(r#"{{"mac":{{"writer_key":"c931a8996226394f","blake3":"{expected}"}}}}"#)
+        );
     }
 
     #[test]

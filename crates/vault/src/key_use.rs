@@ -77,7 +77,12 @@ impl KeyUse {
                 continue;
             };
             let needs_it = |backup: &&BackupKeys| backup.generations.contains(&generation.number);
-            let backups: Vec<BackupId> = self.backups.iter().filter(needs_it).map(|b| b.backup_id.clone()).collect();
+            let backups: Vec<BackupId> = self
+                .backups
+                .iter()
+                .filter(needs_it)
+                .map(|b| b.backup_id.clone())
+                .collect();
             if !backups.is_empty() && now - successor.created_at > grace {
                 found.push(RetiredDependency {
                     generation: generation.number,
@@ -167,7 +172,10 @@ impl KeyUse {
             }
         }
         for backup in &self.backups {
-            let of_it = self.generations.iter().filter(|g| backup.generations.contains(&g.number));
+            let of_it = self
+                .generations
+                .iter()
+                .filter(|g| backup.generations.contains(&g.number));
             let recipients: BTreeSet<&str> = of_it.flat_map(|g| g.recipients.iter().map(String::as_str)).collect();
             for recipient in recipients {
                 *count.entry(recipient).or_default() += 1;

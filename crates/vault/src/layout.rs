@@ -16,6 +16,8 @@ pub(crate) const PROBE_FOLDER: &str = "probe";
 pub(crate) const DOCUMENT_BYTES: u64 = 16 * MIB;
 /// A sealed manifest, and the list of packs: 64 MiB are 450,000 packs, 14 TiB.
 pub(crate) const MANIFEST_BYTES: u64 = 64 * MIB;
+/// A pack as stored, with room to spare.
+pub(crate) const PACK_OBJECT_BYTES: u64 = 64 * MIB;
 /// An index object as stored.
 pub(crate) const INDEX_OBJECT_BYTES: u64 = 64 * MIB;
 
@@ -86,10 +88,19 @@ pub(crate) fn verification_signature(id: &BackupId, job: JobId, attempt: Attempt
     format!("{}/{job}.a{attempt}.json.sig", verifications_folder(id))
 }
 
+pub(crate) fn restores_folder(id: &BackupId) -> String {
+    format!("{BACKUPS_FOLDER}/{id}/restores")
+}
+
 pub(crate) fn restore(id: &BackupId, job: JobId) -> String {
-    format!("{BACKUPS_FOLDER}/{id}/restores/{job}.json")
+    format!("{}/{job}.json", restores_folder(id))
 }
 
 pub(crate) fn restore_signature(id: &BackupId, job: JobId, attempt: Attempt) -> String {
-    format!("{BACKUPS_FOLDER}/{id}/restores/{job}.a{attempt}.json.sig")
+    format!("{}/{job}.a{attempt}.json.sig", restores_folder(id))
+}
+
+/// The job that a path of a verification or restore names.
+pub(crate) fn evidence_job(object: &str) -> Option<JobId> {
+    object.rsplit('/').next()?.strip_suffix(".json")?.parse().ok()
 }

@@ -17,14 +17,15 @@ mod age_file;
 mod blocks;
 mod cache;
 mod check;
+mod chunk_index;
 mod chunker;
 mod codec;
 mod commit;
 mod create;
 mod describe;
 mod error;
-mod generation;
 mod fetch;
+mod generation;
 mod index;
 mod key_use;
 mod keys;
@@ -37,15 +38,17 @@ mod rotate;
 mod signing;
 mod store;
 mod vault;
+mod vault_check;
 mod writer;
 
 pub use check::{CheckReport, Damage, Problem};
+pub use chunk_index::{ChunkIndex, ChunkPlace, ChunkTable, IndexedChunks, TableError};
 pub use commit::{Committed, CommittedReceipt};
 pub use create::NewVault;
 pub use error::{
     CommitError, CreateVaultError, KeyError, OpenVaultError, ReadError, RotateError, StoreError, WriteError,
 };
-pub use index::ChunkIndex;
+
 pub use key_use::{BackupKeys, KeyGeneration, KeyUse, RetiredDependency};
 pub use keys::{Identity, Recipient, WriterKey, parse_recipient};
 pub use pack::PACK_BYTES;
@@ -54,4 +57,7 @@ pub use rotate::Rotation;
 pub use signing::Signer;
 pub use store::{S3Settings, Secret, Store, StoreConfig};
 pub use vault::Vault;
+pub use vault_check::{
+    CheckProgress, CheckScope, DamagedObject, HitBackup, HitFiles, NAMED_FILES, Unchecked, Unreferenced, VaultReport,
+};
 pub use writer::{BackupWriter, Sealed};

@@ -128,20 +128,23 @@ impl Pipeline {
         self
     }
 
+    /// Empty memory for a chunk.
+    pub(crate) fn buffer(&self) -> Vec<u8> {
+        self.shared.buffer()
+    }
+
     /// Hands a chunk to the stages; waits while they are busy with earlier ones.
-    pub(crate) fn submit(&mut self, chunk: ChunkId, raw: &[u8]) -> Result<(), WriteError> {
+    pub(crate) fn submit(&mut self, chunk: ChunkId, raw: Vec<u8>) -> Result<(), WriteError> {
         if self.shared.is_stopped() {
             return Err(self.failure());
         }
         if self.stages.is_none() {
             self.stages = Some(self.start().map_err(|source| WriteError::Thread { source })?);
         }
-        let mut buffer = self.shared.buffer();
-        buffer.extend_from_slice(raw);
         let sent = self
             .stages
             .as_ref()
-            .map(|stages| stages.chunks.send(RawChunk { chunk, raw: buffer }));
+            .map(|stages| stages.chunks.send(RawChunk { chunk, raw }));
         match sent {
             Some(Ok(())) => Ok(()),
             _ => Err(self.failure()),
@@ -402,13 +405,16 @@ mod tests {
         let mut outcome = Ok(());
         for number in 0_u32..100 {
             let raw = number.to_le_bytes().repeat(10_000);
-            outcome = pipeline.submit(ids.id(&raw), &raw);
+            outcome = pipeline.submit(ids.id(&raw), raw);
             if outcome.is_err() {
                 break;
             }
         }
         assert!(matches!(outcome, Err(WriteError::CodecCorrupt { .. })), "{outcome:?}");
-        assert!(matches!(pipeline.submit(ids.id(b"x"), b"x"), Err(WriteError::GivenUp)));
+        assert!(matches!(
+            pipeline.submit(ids.id(b"x"), b"x".to_vec()),
+            Err(WriteError::GivenUp)
+        ));
         assert!(pipeline.finish().is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
@@ -422,7 +428,7 @@ mod tests {
             .unwrap();
         let ids = WriterKey::generate().chunk_ids();
         let mut pipeline = pipeline(folder.path(), &runtime).tampered(|frame| frame.truncate(3));
-        pipeline.submit(ids.id(b"x"), b"x").unwrap();
+        pipeline.submit(ids.id(b"x"), b"x".to_vec()).unwrap();
         assert!(matches!(pipeline.finish(), Err(WriteError::CodecCorrupt { .. })));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }

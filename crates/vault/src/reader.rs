@@ -5,7 +5,6 @@
 //! index objects in that list. Memory is bounded: what [`Fetcher`](crate::fetch::Fetcher) holds, the extents of a few
 //! entries, and the index of this backup, about 50 bytes a chunk.
 
-use std::collections::HashSet;
 use std::io::{self, Write};
 
 use bytes::Bytes;
@@ -20,7 +19,7 @@ use crate::fetch::{self, Fetcher};
 use crate::index::{self, IndexBody};
 use crate::keys::{ChunkIdKey, Identity};
 use crate::layout;
-use crate::manifest::{ENTRY_LINE_BYTES, End, EntryLine, Needed, Part, Root};
+use crate::manifest::{ENTRY_LINE_BYTES, End, EntryLine, Extent, Needed, Part, Root};
 use crate::store::sha256;
 use crate::vault::Vault;
 
@@ -152,34 +151,23 @@ impl BackupReader {
         &self.committed
     }
 
-    /// The paths of the entries whose content lies in these packs or chunks, in the backup's order.
+    /// Calls `each` for every extent of every entry, with where its chunk lies, which is an error where no index of the
+    /// backup says.
     ///
     /// It takes a whole entry list: where that is damaged itself, there is no telling.
-    pub fn entries_needing(
+    pub(crate) fn for_each_extent(
         &self,
-        packs: &HashSet<Sha256Digest>,
-        chunks: &HashSet<ChunkId>,
-    ) -> Result<Vec<String>, ReadError> {
-        let numbers: HashSet<u32> = (0..)
-            .zip(&self.packs)
-            .filter(|(_, pack)| packs.contains(*pack))
-            .map(|(number, _)| number)
-            .collect();
-        let mut paths = Vec::new();
+        each: &mut dyn FnMut(&Entry, &Extent, Result<Place, ReadError>),
+    ) -> Result<(), ReadError> {
         let mut lines = self.lines();
         while let Some(planned) = lines.next_entry()? {
-            let is_needed = planned.parts.iter().any(|part| match part {
-                Part::Extent(extent) => {
-                    chunks.contains(&extent.chunk)
-                        || self.place(&extent.chunk).is_ok_and(|place| numbers.contains(&place.pack))
+            for part in &planned.parts {
+                if let Part::Extent(extent) = part {
+                    each(&planned.entry, extent, self.place(&extent.chunk));
                 }
-                Part::Hole(_) => false,
-            });
-            if is_needed {
-                paths.push(planned.entry.path);
             }
         }
-        Ok(paths)
+        Ok(())
     }
 
     pub(crate) fn place(&self, chunk: &ChunkId) -> Result<Place, ReadError> {

@@ -112,9 +112,14 @@ impl Vault {
         if is_new_key {
             authors.push(writer_key);
         }
-        let bytes = generation::encode(&line, &authors).map_err(|source| RotateError::Seal { source: source.into() })?;
+        let bytes =
+            generation::encode(&line, &authors).map_err(|source| RotateError::Seal { source: source.into() })?;
         let object = layout::generation(number);
-        let created = vault.store().put_commit(&object, bytes.clone()).await.map_err(store_error)?;
+        let created = vault
+            .store()
+            .put_commit(&object, bytes.clone())
+            .await
+            .map_err(store_error)?;
         if created == Created::Before {
             let stored = vault.get_document("read the generation that is there", &object).await;
             // Our own earlier try may have landed although its answer was lost.

@@ -87,6 +87,38 @@ pub(crate) fn parse_public_line(line: &str) -> Result<String, KeyError> {
     public_line(&key)
 }
 
+/// The Ed25519 keys that an `allowed_signers` file lets sign receipts.
+pub(crate) fn parse_allowed_signers(text: &str) -> Result<Vec<String>, KeyError> {
+    let mut keys = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        // Principals, then options, then the key; an option may hold spaces, but never this word.
+        let Some((before, key)) = line.split_once(" ssh-ed25519 ") else {
+            continue;
+        };
+        let is_for_receipts = match before.split_once("namespaces=\"") {
+            Some((_, rest)) => rest
+                .split('"')
+                .next()
+                .is_some_and(|list| list.split(',').any(|n| n == RECEIPT_NAMESPACE)),
+            None => true,
+        };
+        // What says more than this, e.g. until when a key holds, is not ignored but left out.
+        let is_understood = !["cert-authority", "valid-after", "valid-before"]
+            .iter()
+            .any(|word| before.contains(word));
+        if is_for_receipts && is_understood {
+            keys.push(parse_public_line(&format!("ssh-ed25519 {key}"))?);
+        }
+    }
+    match keys.is_empty() {
+        true => Err(KeyError::AllowedSigners),
+        false => Ok(keys),
+    }
+}
+
 fn public_line(key: &PublicKey) -> Result<String, KeyError> {
     PublicKey::new(key.key_data().clone(), "")
         .to_openssh()
@@ -140,6 +172,29 @@ mod tests {
         assert!(check(b"receipT", &line).is_err());
         assert!(check(b"receipt", &other_line).is_err());
         assert!(verify("x", b"receipt", b"", [line.as_str()].into_iter()).is_err());
+    }
+
+    #[test]
+    fn an_allowed_signers_file_names_who_may_sign_receipts() {
+        let line = Signer::generate("a").unwrap().public_line().unwrap();
+        let parse = |text: String| parse_allowed_signers(&text).map_err(|e| e.to_string());
+        for good in [
+            format!("a {line}"),
+            format!("# c\n\na@b,c namespaces=\"receipt@strongroom\" {line} comment\n"),
+            format!("a namespaces=\"git,receipt@strongroom\" {line}"),
+        ] {
+            assert_eq!(parse(good), Ok(vec![line.clone()]));
+        }
+        for bad in [
+            String::new(),
+            line.clone(),
+            format!("a namespaces=\"git\" {line}"),
+            format!("a valid-before=\"20200101\" {line}"),
+            format!("a cert-authority {line}"),
+            "a ssh-ed25519 AAAA".to_owned(),
+        ] {
+            assert!(parse(bad.clone()).is_err(), "{bad}");
+        }
     }
 
     #[test]

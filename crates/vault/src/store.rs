@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::aws::{AmazonS3Builder, Checksum};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
@@ -81,7 +81,8 @@ pub struct StoreConfig {
     pub s3: Option<S3Settings>,
 }
 
-/// How to reach a bucket. What is left out is taken as the store's defaults.
+/// How to reach a bucket. What is left out is taken as the store's defaults; without an access key here, the usual
+/// variables (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, …) count.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct S3Settings {
@@ -175,10 +176,18 @@ impl Store {
         }
         // The process may have installed one already; any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = AmazonS3Builder::new()
+        let builder = match settings.access_key_id {
+            Some(_) => AmazonS3Builder::new(),
+            // What everybody's tools take: AWS_ACCESS_KEY_ID and its like.
+            None => AmazonS3Builder::from_env(),
+        };
+        let region_of_env = builder.get_config_value(&AmazonS3ConfigKey::Region);
+        let region = settings.region.or(region_of_env);
+        let mut builder = builder
             .with_bucket_name(bucket)
-            .with_region(settings.region.as_deref().unwrap_or("us-east-1"))
+            .with_region(region.as_deref().unwrap_or("us-east-1"))
             .with_allow_http(settings.allow_http)
+            .with_conditional_put(S3ConditionalPut::ETagMatch)
             .with_checksum_algorithm(Checksum::SHA256)
             .with_client_options(
                 ClientOptions::new()
@@ -465,6 +474,16 @@ impl Store {
     ///
     /// An error is an error and never an empty list; nor is a folder that has lost its vault, e.g. by being unmounted.
     pub(crate) async fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        Ok(self
+            .list_sizes(folder)
+            .await?
+            .into_iter()
+            .map(|(path, _)| path)
+            .collect())
+    }
+
+    /// The same with their sizes in bytes; those of the whole store where the folder is empty.
+    pub(crate) async fn list_sizes(&self, folder: &str) -> Result<Vec<(String, u64)>, StoreError> {
         if let Some(root) = &self.folder {
             std::fs::metadata(root.join(layout::VAULT)).map_err(|source| StoreError::Folder {
                 path: root.clone(),
@@ -474,7 +493,7 @@ impl Store {
         let prefix = Path::from(folder);
         self.objects()?
             .list(Some(&prefix))
-            .map_ok(|found| found.location.to_string())
+            .map_ok(|found| (found.location.to_string(), found.size))
             .try_collect()
             .await
             .map_err(|error| classify("list", folder, error))
@@ -492,6 +511,7 @@ impl Store {
         let Some(folder) = self.folder.clone() else {
             return Ok(());
         };
+        tracing::trace!(folder = %folder.display(), "barrier");
         let path = folder.clone();
         let synced = tokio::task::spawn_blocking(move || {
             let folder = File::open(folder)?;

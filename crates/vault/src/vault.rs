@@ -10,10 +10,11 @@ use strongroom_proto::{BackupId, Sha256Digest, VaultId};
 
 use crate::create::{self, NewVault};
 use crate::describe::{ChunkerParameters, Description, FORMAT};
-use crate::error::{CreateVaultError, OpenVaultError, ReadError};
+use crate::error::{CreateVaultError, KeyError, OpenVaultError, ReadError};
 use crate::generation::{Generation, History};
 use crate::keys::{Identity, Recipient, WriterKey};
 use crate::layout;
+use crate::signing::parse_allowed_signers;
 use crate::store::{Store, sha256};
 
 /// A vault. Clones are cheap and share everything.
@@ -30,6 +31,8 @@ struct Inner {
     /// `vault.json` as stored: what the MAC is over.
     bytes: Bytes,
     keys: History,
+    /// The public keys whose receipts are believed, where they are not those of the vault itself.
+    trusted: Option<Vec<String>>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -90,6 +93,7 @@ impl Vault {
             description,
             bytes,
             keys,
+            trusted: None,
         })))
     }
 
@@ -132,6 +136,14 @@ impl Vault {
             }
         }
         text
+    }
+
+    /// The same vault, whose receipts are believed only with a signature of these keys, whatever the vault itself says:
+    /// the text of an `allowed_signers` file, kept where nobody who writes to the vault can change it.
+    pub fn trusting(&self, allowed_signers: &str) -> Result<Self, KeyError> {
+        let mut inner = Inner::clone(&self.0);
+        inner.trusted = Some(parse_allowed_signers(allowed_signers)?);
+        Ok(Self(Arc::new(inner)))
     }
 
     /// The ids of all backups that have a receipt, in order, which is that of the time they were asked for.
@@ -201,7 +213,7 @@ impl Vault {
         places
     }
 
-    async fn open_sealed_writer_key(
+    pub(crate) async fn open_sealed_writer_key(
         &self,
         object: &str,
         digest: Option<Sha256Digest>,
@@ -316,14 +328,25 @@ impl Vault {
 
     /// The public keys that may sign a receipt now.
     pub(crate) fn signers_in_force(&self) -> impl Iterator<Item = &str> {
-        self.0.keys.newest().signers.iter().map(|signer| signer.public_key.as_str())
+        self.0
+            .keys
+            .newest()
+            .signers
+            .iter()
+            .map(|signer| signer.public_key.as_str())
     }
 
     /// The public keys whose receipts are believed: those of all generations, for receipts outlive the key that made
-    /// them.
+    /// them, or those that somebody else named.
     pub(crate) fn public_lines(&self) -> impl Iterator<Item = &str> {
-        let signers = self.0.keys.all().flat_map(|generation| &generation.signers);
-        signers.map(|signer| signer.public_key.as_str())
+        let own = self.0.keys.all().flat_map(|generation| &generation.signers);
+        let own = self
+            .0
+            .trusted
+            .is_none()
+            .then(|| own.map(|signer| signer.public_key.as_str()));
+        let others = self.0.trusted.iter().flatten().map(String::as_str);
+        own.into_iter().flatten().chain(others)
     }
 
     pub(crate) async fn get_document(&self, doing: &str, object: &str) -> Result<Option<Bytes>, ReadError> {

@@ -10,7 +10,7 @@
 //! of the index after a power failure; [`Vault::commit`] has the ones around the receipt. A large backup stores parts
 //! of its index on the way, each after a barrier, so that another attempt finds what this one stored.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::io;
 use std::path::Path;
@@ -24,10 +24,11 @@ use tokio::runtime::Handle;
 
 use crate::blocks::{self, BlockHasher};
 use crate::cache::{BlockDigest, Blocks, CacheReader, CacheWriter, CachedFile};
+use crate::chunk_index::{ChunkIdHasher, ChunkIndex};
 use crate::chunker::{CHUNK_AVG_BYTES, Chunker};
 use crate::describe::FORMAT;
 use crate::error::{StoreError, WriteError};
-use crate::index::{self, ChunkIdHasher, ChunkIndex, IndexKeys};
+use crate::index::{self, IndexKeys};
 use crate::keys::{ChunkIdKey, MacKey, WriterKey};
 use crate::layout;
 use crate::manifest::{ENTRY_LINE_BYTES, End, EntryLine, Extent, Hole, Needed, Part, Root};
@@ -48,7 +49,13 @@ const UNLISTED_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 /// With so many chunks in them, too.
 const UNLISTED_CHUNKS: usize = 100_000;
 /// How many new chunks come between two looks at that.
-const LISTING_STEP_CHUNKS: u64 = 64;
+const LISTING_STEP_CHUNKS: usize = 64;
+/// Chunks that are looked up together.
+const LOOK_UP_CHUNKS: usize = 8;
+/// With so much content in them they are not waited for.
+const LOOK_UP_BYTES: usize = 8 * 1024 * 1024;
+/// Chunks of unchanged files, which are known by their ids, that are looked up together.
+const LOOK_UP_IDS: usize = 1000;
 
 /// What a receipt needs to know of a backup that is stored but not yet committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,9 +215,14 @@ impl BackupWriter {
                 macs: writer_key.macs(),
                 index,
                 stored: HashSet::default(),
-                reused_packs: BTreeSet::new(),
+                known: HashMap::default(),
+                packs: Vec::new(),
+                pack_numbers: HashMap::default(),
+                unsettled: Vec::new(),
+                unsettled_bytes: 0,
                 pipeline,
                 unlisted: Vec::new(),
+                submitted: 0,
                 needed: Needed::default(),
                 totals: Totals::default(),
             },
@@ -280,7 +292,7 @@ impl BackupWriter {
         let file_bytes = version.map_or(0, |version| version.bytes);
         let in_blocks = file_bytes >= blocks::BLOCKS_FROM_BYTES;
         let base = match version {
-            Some(_) if in_blocks => self.base_of(entry, file_bytes),
+            Some(_) if in_blocks => self.base_of(entry, file_bytes)?,
             _ => None,
         };
         self.current = Some(Current {
@@ -321,21 +333,38 @@ impl BackupWriter {
     }
 
     /// The file as an earlier backup stored it, where this one may be laid over it.
-    fn base_of(&mut self, entry: &Entry, file_bytes: u64) -> Option<Base> {
+    fn base_of(&mut self, entry: &Entry, file_bytes: u64) -> Result<Option<Base>, WriteError> {
         let path = path_bytes(entry);
         let found = match self.known.found.take() {
             Some((found, file)) if found == path => file,
-            _ => self.known.before.as_mut()?.find(&path)?,
+            _ => match self.find(&path)? {
+                Some(file) => file,
+                None => return Ok(None),
+            },
         };
-        let blocks = found.blocks?;
+        let Some(blocks) = found.blocks else {
+            return Ok(None);
+        };
         let is_whole = found.parts.len() as u64 <= found.bytes / KEPT_EXTENT_MIN_BYTES + 16;
         let fits = blocks.block_bytes == blocks::block_bytes(file_bytes);
-        (is_whole && fits && self.keeper.has_all(&found.parts)).then_some(Base {
+        Ok((is_whole && fits && self.keeper.has_all(&found.parts)).then_some(Base {
             blocks,
             parts: found.parts,
             next: 0,
             start: 0,
-        })
+        }))
+    }
+
+    /// What an earlier backup stored for this path.
+    fn find(&mut self, path: &[u8]) -> Result<Option<CachedFile>, WriteError> {
+        let Some(before) = &mut self.known.before else {
+            return Ok(None);
+        };
+        let found = before.find(path);
+        // Found or not, it may have come to chunks that nobody has looked up yet.
+        let chunks = before.take_chunks_ahead();
+        self.keeper.learn(&chunks)?;
+        Ok(found)
     }
 
     fn put_known(&mut self, entry: &Entry, version: &FileVersion) -> Result<bool, WriteError> {
@@ -344,11 +373,11 @@ impl BackupWriter {
                 found: "an entry was put within another",
             });
         }
-        let Some(before) = &mut self.known.before else {
+        if self.known.before.is_none() {
             return Ok(false);
-        };
+        }
         let path = path_bytes(entry);
-        let Some(found) = before.find(&path) else {
+        let Some(found) = self.find(&path)? else {
             return Ok(false);
         };
         if found.version != *version || found.bytes != version.bytes || !self.keeper.has_all(&found.parts) {
@@ -425,15 +454,15 @@ impl BackupWriter {
         let Some(open) = self.open.back_mut() else {
             return Ok(());
         };
-        base.range(from, from + block.len() as u64, |extent| {
-            keeper.reuse(&[Part::Extent(extent)]);
-            match open.pieces.back_mut() {
-                Some(Piece::Kept(Part::Extent(last)))
-                    if last.chunk == extent.chunk && last.offset + last.bytes == extent.offset =>
-                {
-                    last.bytes += extent.bytes;
-                }
-                _ => open.pieces.push_back(Piece::Kept(Part::Extent(extent))),
+        base.range(from, from + block.len() as u64, |extent| match open.pieces.back_mut() {
+            Some(Piece::Kept(Part::Extent(last)))
+                if last.chunk == extent.chunk && last.offset + last.bytes == extent.offset =>
+            {
+                last.bytes += extent.bytes;
+            }
+            _ => {
+                keeper.reuse(&[Part::Extent(extent)]);
+                open.pieces.push_back(Piece::Kept(Part::Extent(extent)));
             }
         });
         if open.pieces.len() > PENDING_PIECES {
@@ -723,15 +752,32 @@ struct Keeper {
     ids: ChunkIdKey,
     macs: MacKey,
     index: Arc<ChunkIndex>,
-    /// The chunks that this writer has stored and no index lists yet.
-    stored: HashSet<ChunkId, BuildHasherDefault<ChunkIdHasher>>,
-    reused_packs: BTreeSet<u32>,
+    /// The chunks that this writer has been given and no index lists yet.
+    stored: HashSet<ChunkId, ById>,
+    /// The packs of the chunks that were looked up and found, as numbers of `packs`.
+    known: HashMap<ChunkId, u32, ById>,
+    packs: Vec<EarlierPack>,
+    pack_numbers: HashMap<Sha256Digest, u32>,
+    /// Chunks that nobody has looked up yet.
+    unsettled: Vec<(ChunkId, Vec<u8>, Counted)>,
+    unsettled_bytes: usize,
     pipeline: Pipeline,
     /// Packs that are stored and that no index lists yet.
     unlisted: Vec<StoredPack>,
+    /// How many chunks were handed to the pipeline.
+    submitted: usize,
     /// What the backup needs, so far.
     needed: Needed,
     totals: Totals,
+}
+
+type ById = BuildHasherDefault<ChunkIdHasher>;
+
+/// A pack of an earlier backup, or of an earlier part of this one.
+struct EarlierPack {
+    pack: Sha256Digest,
+    index_object: Sha256Digest,
+    is_needed: bool,
 }
 
 /// Whether a chunk counts in the totals; the entry list is no content.
@@ -744,42 +790,85 @@ enum Counted {
 impl Keeper {
     fn keep(&mut self, raw: &[u8], counted: Counted) -> Result<ChunkId, WriteError> {
         let chunk = self.ids.id(raw);
-        let is_new = if self.stored.contains(&chunk) {
-            false
-        } else if let Some(pack) = self.index.pack_of(&chunk) {
-            self.reused_packs.insert(pack);
-            false
-        } else {
-            self.pipeline.submit(chunk, raw)?;
-            self.stored.insert(chunk);
-            true
-        };
         if counted == Counted::Content {
             self.totals.chunks += 1;
-            if is_new {
-                self.totals.new_chunks += 1;
-                self.totals.new_content_bytes += raw.len() as u64;
-            }
         }
-        if is_new && self.stored.len() as u64 % LISTING_STEP_CHUNKS == 0 {
-            self.unlisted.extend(self.pipeline.take_stored());
-            let bytes: u64 = self.unlisted.iter().map(|pack| pack.sealed_bytes).sum();
-            let chunks: usize = self.unlisted.iter().map(|pack| pack.chunks.len()).sum();
-            if bytes >= UNLISTED_BYTES || chunks >= UNLISTED_CHUNKS {
-                self.runtime.clone().block_on(self.store_index())?;
-            }
+        if self.stored.contains(&chunk) {
+            return Ok(chunk);
+        }
+        if let Some(pack) = self.known.get(&chunk) {
+            need(&mut self.packs, *pack);
+            return Ok(chunk);
+        }
+        let mut content = self.pipeline.buffer();
+        content.extend_from_slice(raw);
+        self.unsettled.push((chunk, content, counted));
+        self.unsettled_bytes += raw.len();
+        self.stored.insert(chunk);
+        if self.unsettled.len() >= LOOK_UP_CHUNKS || self.unsettled_bytes >= LOOK_UP_BYTES {
+            self.settle()?;
         }
         Ok(chunk)
     }
 
-    /// Whether the vault has all chunks of these parts.
+    /// Looks up the chunks that wait for it, and stores those that the vault lacks.
+    fn settle(&mut self) -> Result<(), WriteError> {
+        let unsettled = std::mem::take(&mut self.unsettled);
+        self.unsettled_bytes = 0;
+        let ids: Vec<ChunkId> = unsettled.iter().map(|(chunk, ..)| *chunk).collect();
+        self.learn(&ids)?;
+        for (chunk, content, counted) in unsettled {
+            if let Some(pack) = self.known.get(&chunk) {
+                need(&mut self.packs, *pack);
+                self.stored.remove(&chunk);
+                continue;
+            }
+            if counted == Counted::Content {
+                self.totals.new_chunks += 1;
+                self.totals.new_content_bytes += content.len() as u64;
+            }
+            self.pipeline.submit(chunk, content)?;
+            self.submitted += 1;
+            if self.submitted % LISTING_STEP_CHUNKS == 0 {
+                self.store_index_if_large()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks up chunks, those of them that nothing is known of.
+    fn learn(&mut self, chunks: &[ChunkId]) -> Result<(), WriteError> {
+        let unknown: Vec<ChunkId> = chunks
+            .iter()
+            .filter(|chunk| !self.known.contains_key(*chunk))
+            .copied()
+            .collect();
+        for batch in unknown.chunks(LOOK_UP_IDS) {
+            let found = self.runtime.block_on(self.index.look_up(batch));
+            let found = found.map_err(|source| WriteError::Vault { source })?;
+            for (chunk, place) in batch.iter().zip(found) {
+                let Some(place) = place else { continue };
+                let next = self.packs.len() as u32;
+                let number = *self.pack_numbers.entry(place.pack).or_insert(next);
+                if number == next {
+                    self.packs.push(EarlierPack {
+                        pack: place.pack,
+                        index_object: place.index_object,
+                        is_needed: false,
+                    });
+                }
+                self.known.insert(*chunk, number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the vault has all chunks of these parts, as far as was looked up.
     fn has_all(&self, parts: &[Part]) -> bool {
         let mut before = None;
         parts.iter().all(|part| match part {
             Part::Extent(extent) => {
-                before.replace(extent.chunk) == Some(extent.chunk)
-                    || self.stored.contains(&extent.chunk)
-                    || self.index.pack_of(&extent.chunk).is_some()
+                before.replace(extent.chunk) == Some(extent.chunk) || self.known.contains_key(&extent.chunk)
             }
             Part::Hole(_) => true,
         })
@@ -791,11 +880,22 @@ impl Keeper {
         for part in parts {
             if let Part::Extent(extent) = part
                 && before.replace(extent.chunk) != Some(extent.chunk)
+                && let Some(pack) = self.known.get(&extent.chunk)
             {
-                self.reused_packs.extend(self.index.pack_of(&extent.chunk));
+                need(&mut self.packs, *pack);
                 self.totals.chunks += 1;
             }
         }
+    }
+
+    fn store_index_if_large(&mut self) -> Result<(), WriteError> {
+        self.unlisted.extend(self.pipeline.take_stored());
+        let bytes: u64 = self.unlisted.iter().map(|pack| pack.sealed_bytes).sum();
+        let chunks: usize = self.unlisted.iter().map(|pack| pack.chunks.len()).sum();
+        if bytes >= UNLISTED_BYTES || chunks >= UNLISTED_CHUNKS {
+            self.runtime.clone().block_on(self.store_index())?;
+        }
+        Ok(())
     }
 
     /// Makes the packs stored so far durable and lists their chunks in the vault's index.
@@ -817,8 +917,9 @@ impl Keeper {
         for object in &objects {
             let name = layout::index(&object.digest);
             self.put(&name, object.bytes.clone(), "store the index").await?;
-            self.index
-                .add_stored(object, packs.get(object.packs.clone()).unwrap_or_default());
+            let listed = packs.get(object.packs.clone()).unwrap_or_default();
+            let added = self.index.add_stored(object, listed).await;
+            added.map_err(|source| WriteError::Vault { source })?;
             self.needed.add(name, object.digest);
         }
         for chunk in packs.iter().flat_map(|pack| &pack.chunks) {
@@ -829,6 +930,7 @@ impl Keeper {
 
     /// Stores what is stored when all chunks are handed in.
     fn close(mut self, root: &Root) -> Result<Sealed, WriteError> {
+        self.settle()?;
         self.unlisted.extend(self.pipeline.finish()?);
         let runtime = self.runtime.clone();
         runtime.block_on(self.store_documents(root))
@@ -836,10 +938,9 @@ impl Keeper {
 
     async fn store_documents(&mut self, root: &Root) -> Result<Sealed, WriteError> {
         self.store_index().await?;
-        for number in &self.reused_packs {
-            let (pack, index_object) = self.index.pack(*number).ok_or(WriteError::StageEnded)?;
-            self.needed.add(layout::pack(&pack), pack);
-            self.needed.add(layout::index(&index_object), index_object);
+        for pack in self.packs.iter().filter(|pack| pack.is_needed) {
+            self.needed.add(layout::pack(&pack.pack), pack.pack);
+            self.needed.add(layout::index(&pack.index_object), pack.index_object);
         }
         let manifest = root.seal(self.vault.sealed_to()).map_err(|source| WriteError::Seal {
             object: "the manifest",
@@ -868,6 +969,12 @@ impl Keeper {
         self.totals.stored_bytes += artifact.bytes;
         self.vault.store().put(object, bytes).await.map_err(failed(doing))?;
         Ok(artifact)
+    }
+}
+
+fn need(packs: &mut [EarlierPack], number: u32) {
+    if let Some(pack) = packs.get_mut(number as usize) {
+        pack.is_needed = true;
     }
 }
 

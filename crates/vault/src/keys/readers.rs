@@ -255,7 +255,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
         let mut keygen = std::process::Command::new("ssh-keygen");
-        keygen.args(["-q", "-t", kind, "-N", passphrase, "-C", "ops@host", "-f"]).arg(&path);
+        keygen
+            .args(["-q", "-t", kind, "-N", passphrase, "-C", "ops@host", "-f"])
+            .arg(&path);
         if kind == "rsa" {
             keygen.args(["-b", "2048"]);
         }
@@ -283,12 +285,19 @@ mod tests {
         let identity = Identity::from_file_text(&format!("# all\n{ed25519}\n{}\n{rsa}", native.as_str())).unwrap();
         let recipients = [ed25519_recipient, native_recipient, rsa_recipient];
         let parsed = recipients.map(|text| parse_recipient(&text).unwrap());
-        assert_eq!(identity.recipients(), parsed.clone().map(|recipient| recipient.to_string()));
+        assert_eq!(
+            identity.recipients(),
+            parsed.clone().map(|recipient| recipient.to_string())
+        );
         for recipient in parsed {
             // The comment of a public key file is gone, and what is left reads as the same key.
             assert_eq!(parse_recipient(&recipient.to_string()).unwrap(), recipient);
             let sealed = seal_whole(&[recipient.clone()], b"content").unwrap();
-            assert_eq!(identity.open_whole("x", &sealed, 100).unwrap(), b"content", "{recipient}");
+            assert_eq!(
+                identity.open_whole("x", &sealed, 100).unwrap(),
+                b"content",
+                "{recipient}"
+            );
         }
     }
 
@@ -303,7 +312,10 @@ mod tests {
             Identity::from_file_text(&text),
             Err(KeyError::UnsupportedIdentity { .. })
         ));
-        assert!(matches!(parse_recipient(&public), Err(KeyError::UnsupportedRecipient { .. })));
+        assert!(matches!(
+            parse_recipient(&public),
+            Err(KeyError::UnsupportedRecipient { .. })
+        ));
     }
 
     #[test]
@@ -316,11 +328,29 @@ mod tests {
             let error = Identity::from_file_text(text).unwrap_err();
             assert!(matches!(error, KeyError::UnsupportedIdentity { .. }), "{error}");
         }
-        for text in ["", "age1", "age1nonsense", "ssh-ed25519 AAAA", "ssh-ed25519", "nonsense"] {
-            assert!(matches!(parse_recipient(text), Err(KeyError::Recipient { .. })), "{text}");
+        for text in [
+            "",
+            "age1",
+            "age1nonsense",
+            "ssh-ed25519 AAAA",
+            "ssh-ed25519",
+            "nonsense",
+        ] {
+            assert!(
+                matches!(parse_recipient(text), Err(KeyError::Recipient { .. })),
+                "{text}"
+            );
         }
-        for text in ["", "nonsense", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n", "# nothing\n"] {
-            assert!(matches!(Identity::from_file_text(text), Err(KeyError::Identity)), "{text}");
+        for text in [
+            "",
+            "nonsense",
+            "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n",
+            "# nothing\n",
+        ] {
+            assert!(
+                matches!(Identity::from_file_text(text), Err(KeyError::Identity)),
+                "{text}"
+            );
         }
     }
 

@@ -6,6 +6,7 @@ use strongroom_proto::receipt::{
     Check, CheckOutcome, InitiatedBy, Integrity, Operator, RESTORE_RECEIPT_SCHEMA, RestoreReceipt,
     VERIFICATION_RECEIPT_SCHEMA, ValidationMethod, VerificationReceipt,
 };
+use strongroom_proto::restore::Selected;
 use strongroom_proto::{Attempt, BackupId, JobId, Sha256Digest, VaultId};
 use strongroom_vault::*;
 
@@ -178,6 +179,9 @@ fn evidence_is_kept_once_a_job_and_read_back() {
         completed_at: at(4),
         success: true,
         restored_bytes: 1,
+        selected: Selected::default(),
+        changes: None,
+        skipped: Vec::new(),
         checks: Vec::new(),
         operator: first.operator.clone(),
         software: "test".to_owned(),

@@ -311,6 +311,8 @@ pub(crate) struct Meddler {
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     pub(crate) calls: Mutex<Vec<String>>,
+    /// These, and the calls that only read.
+    all: Mutex<Vec<String>>,
     /// The number of the call, from now, and what happens to it.
     pub(crate) fault: Mutex<Option<(usize, Fault)>>,
     /// Creates overwrite, as on a store that ignores the condition.
@@ -337,7 +339,19 @@ impl Control {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
 
+    /// Notes a call that changes nothing, or something else that happens between calls.
+    pub(crate) fn note(&self, call: String) {
+        self.all.lock().unwrap().push(call);
+    }
+
+    /// Every call, those that only read among them.
+    pub(crate) fn take_all(&self) -> Vec<String> {
+        self.take_calls();
+        std::mem::take(&mut self.all.lock().unwrap())
+    }
+
     fn next(&self, call: String) -> Option<Fault> {
+        self.note(call.clone());
         self.calls.lock().unwrap().push(call);
         let mut armed = self.fault.lock().unwrap();
         match armed.take() {
@@ -408,13 +422,23 @@ impl ObjectStore for Meddler {
         self.inner.put_multipart_opts(path, opts).await
     }
     async fn get_opts(&self, path: &ObjectPath, options: GetOptions) -> Result<GetResult> {
+        self.control.note(format!("get {path}"));
         self.inner.get_opts(path, options).await
     }
     fn delete_stream(&self, paths: BoxStream<'static, Result<ObjectPath>>) -> BoxStream<'static, Result<ObjectPath>> {
-        self.inner.delete_stream(paths)
+        use futures::StreamExt;
+        let control = Arc::clone(&self.control);
+        let noted = move |path: &Result<ObjectPath>| {
+            if let Ok(path) = path {
+                control.note(format!("delete {path}"));
+            }
+        };
+        self.inner.delete_stream(paths.inspect(noted).boxed())
     }
     fn list(&self, prefix: Option<&ObjectPath>) -> BoxStream<'static, Result<ObjectMeta>> {
         use futures::StreamExt;
+        self.control
+            .note(format!("list {}", prefix.map(ToString::to_string).unwrap_or_default()));
         if self.control.fails_lists.load(Ordering::SeqCst) {
             return futures::stream::once(async { Err(lost()) }).boxed();
         }

@@ -1,0 +1,156 @@
+//! What a backup asks of its store, in order. Where a change moves a line here, the promises of `docs/format.md` under
+//! "Order of writing" have to be read again.
+
+use std::sync::Arc;
+
+use strongroom_proto::Attempt;
+use strongroom_vault::ChunkIndex;
+use tracing::span;
+
+use crate::support::*;
+use crate::trees::{Content, Tree};
+
+/// Notes the store's barriers among its calls: the operating system is asked for them, and no object is.
+struct Barriers(Arc<Control>);
+
+impl tracing::Subscriber for Barriers {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "strongroom_vault::store"
+    }
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Message(bool);
+        impl tracing::field::Visit for Message {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 |= field.name() == "message" && format!("{value:?}") == "barrier";
+            }
+        }
+        let mut message = Message(false);
+        event.record(&mut message);
+        if message.0 {
+            self.0.note("barrier".to_owned());
+        }
+    }
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+struct Recorded {
+    fixture: Fixture,
+    control: Arc<Control>,
+}
+
+impl Recorded {
+    fn new() -> Self {
+        let control = Arc::new(Control::default());
+        let fixture = Fixture::over(|store| control.wrap(store));
+        control.take_all();
+        Self { fixture, control }
+    }
+
+    /// The calls of a backup, each as what is done to which kind of object.
+    fn back_up(&mut self, tree: &Tree, number: i64) -> Vec<String> {
+        let fixture = &mut self.fixture;
+        // As another process, which knows nothing yet.
+        fixture.index = Arc::new(ChunkIndex::new(&fixture.vault, &fixture.writer_key));
+        let _noting = tracing::subscriber::set_default(Barriers(Arc::clone(&self.control)));
+        fixture.runtime.block_on(fixture.index.refresh()).unwrap();
+        let id = Fixture::id(number);
+        let cache = fixture.folder.path().join("cache");
+        let mut writer = fixture.writer(&id, Attempt::FIRST).unwrap().with_cache(&cache, &fixture.writer_key);
+        tree.put_into(&mut writer).unwrap();
+        let sealed = writer.finish().unwrap();
+        let receipt = fixture.receipt(&id, Attempt::FIRST, &sealed);
+        fixture
+            .runtime
+            .block_on(fixture.vault.commit(&receipt, &fixture.signer))
+            .unwrap();
+        let calls: Vec<String> = self.control.take_all().iter().map(|call| kind_of(call)).collect();
+        tree.assert_restores(fixture, &id);
+        self.control.take_all();
+        calls
+    }
+}
+
+/// The call with every part of its path left out that is another in every run.
+fn kind_of(call: &str) -> String {
+    let Some((done, path)) = call.split_once(' ') else {
+        return call.to_owned();
+    };
+    let parts: Vec<&str> = path.split('/').collect();
+    let kind = match parts.as_slice() {
+        ["packs", _, _] => "pack".to_owned(),
+        ["index", _] => "index object".to_owned(),
+        ["staging", _] => "staged".to_owned(),
+        ["keys", name] => format!("keys/….{}", name.rsplit('.').next().unwrap()),
+        ["backups", _, rest @ ..] => rest.join("/"),
+        _ => path.to_owned(),
+    };
+    format!("{done} {kind}")
+}
+
+/// The store is looked at for newer keys before anything is written with the ones that are known.
+fn begin(index_objects: usize) -> impl Iterator<Item = &'static str> {
+    ["list index"]
+        .into_iter()
+        .chain(std::iter::repeat_n("get index object", index_objects))
+        .chain(["get keys/generations/2.jsonl", "get keys/….vault-mac"])
+}
+
+/// Every put is read back; the receipt is staged, and appears between two barriers.
+const END: [&str; 12] = [
+    "put a1/manifest",
+    "get a1/manifest",
+    "put a1/packs",
+    "get a1/packs",
+    "put a1/receipt.json.sig",
+    "get a1/receipt.json.sig",
+    "put staged",
+    "get staged",
+    "barrier",
+    "link receipt.json",
+    "barrier",
+    "delete staged",
+];
+
+fn a_tree() -> Tree {
+    let mut tree = Tree::default();
+    tree.put("a", Content::of(rows(1, 2_000)));
+    tree.put("b", Content::of(noise(2, 5_000_000)));
+    tree
+}
+
+#[test]
+fn a_first_backup_makes_its_packs_durable_before_its_index_and_everything_before_its_receipt() {
+    let mut recorded = Recorded::new();
+    let stored = ["put pack", "get pack", "barrier", "put index object", "get index object"];
+    let expected: Vec<&str> = begin(0).chain(stored).chain(END).collect();
+    assert_eq!(recorded.back_up(&a_tree(), 1), expected);
+}
+
+#[test]
+fn an_unchanged_backup_stores_its_three_documents_and_no_pack() {
+    let mut recorded = Recorded::new();
+    let tree = a_tree();
+    recorded.back_up(&tree, 1);
+    let expected: Vec<&str> = begin(1).chain(END).collect();
+    for number in 2..4 {
+        let calls = recorded.back_up(&tree, number);
+        assert_eq!(calls, expected, "backup {number}");
+    }
+}
+
+#[test]
+fn a_changed_file_costs_one_pack_and_one_index_object() {
+    let mut recorded = Recorded::new();
+    let mut tree = a_tree();
+    recorded.back_up(&tree, 1);
+    tree.change(1, |file| file.content.bytes[2_000_000] ^= 1);
+    let stored = ["put pack", "get pack", "barrier", "put index object", "get index object"];
+    let expected: Vec<&str> = begin(1).chain(stored).chain(END).collect();
+    assert_eq!(recorded.back_up(&tree, 2), expected);
+}

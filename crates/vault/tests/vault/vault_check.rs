@@ -1,0 +1,313 @@
+//! A check of the whole vault finds every damage, says whom it hits, and does not call garbage damage.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use strongroom_proto::manifest::EntrySource;
+use strongroom_proto::receipt::{InitiatedBy, Operator, RESTORE_RECEIPT_SCHEMA, RestoreReceipt};
+use strongroom_proto::restore::Selected;
+use strongroom_proto::{Attempt, BackupId, JobId};
+use strongroom_vault::*;
+
+use crate::commits::verification;
+use crate::support::*;
+
+impl Fixture {
+    fn check_all(&self, identity: Option<&Identity>) -> Result<VaultReport, String> {
+        let vault = self.runtime.block_on(Vault::open(local(&self.path())));
+        let vault = vault.map_err(|error| error.to_string())?;
+        let scope = CheckScope {
+            backups: Vec::new(),
+            identity,
+        };
+        let checked = self
+            .runtime
+            .block_on(vault.check_vault(&scope, &CheckProgress::default()));
+        checked.map_err(|error| error.to_string())
+    }
+}
+
+pub(crate) fn restored(id: &BackupId, job_id: JobId) -> RestoreReceipt {
+    RestoreReceipt {
+        schema: RESTORE_RECEIPT_SCHEMA.to_owned(),
+        job_id,
+        attempt: Attempt::FIRST,
+        backup_id: id.clone(),
+        target: "orders-db".parse().unwrap(),
+        destination: "/tmp".to_owned(),
+        started_at: at(5),
+        completed_at: at(6),
+        success: true,
+        restored_bytes: 1,
+        selected: Selected::default(),
+        changes: None,
+        skipped: Vec::new(),
+        checks: Vec::new(),
+        operator: Operator {
+            initiated_by: InitiatedBy::Human,
+            principal: "p".to_owned(),
+        },
+        software: "test".to_owned(),
+        notes: String::new(),
+    }
+}
+
+/// A vault with everything that there can be in one: evidence, a rotation, a backup before and after it.
+fn lived_in() -> (Fixture, BackupId, BackupId) {
+    let mut fixture = Fixture::new();
+    let (first, _) = fixture.back_up(1, &[stream("a", rows(1, 100_000)), file("b", "small")]);
+    let evidence = verification(&first, JobId::fresh(), Attempt::FIRST, "");
+    let restore = restored(&first, JobId::fresh());
+    fixture.runtime.block_on(async {
+        fixture
+            .vault
+            .put_verification(&evidence, &fixture.signer)
+            .await
+            .unwrap();
+        fixture.vault.put_restore(&restore, &fixture.signer).await.unwrap();
+    });
+    let new_key = WriterKey::generate();
+    let rotation = Rotation {
+        writer_key: &fixture.writer_key,
+        recipients: None,
+        new_writer_key: Some(&new_key),
+        signers: None,
+        identity: None,
+        reason: "a test".to_owned(),
+    };
+    fixture.vault = fixture
+        .runtime
+        .block_on(fixture.vault.rotate(rotation, at(10)))
+        .unwrap();
+    fixture.writer_key = new_key;
+    fixture.index = Arc::new(ChunkIndex::new(&fixture.vault, &fixture.writer_key));
+    let (second, _) = fixture.back_up(2, &[stream("a", rows(2, 100_000))]);
+    (fixture, first, second)
+}
+
+#[test]
+fn every_flip_cut_and_loss_is_found_and_most_without_a_key() {
+    let (fixture, ..) = lived_in();
+    let sound = fixture.check_all(Some(&fixture.identity)).unwrap();
+    assert!(sound.is_sound() && sound.is_whole(), "{sound:?}");
+    assert_eq!((sound.backups, sound.unreferenced), (2, Some(Unreferenced::default())));
+    assert!(sound.chunks >= 4 && sound.entries == 3, "{sound:?}");
+    let first_key = fixture
+        .objects()
+        .into_iter()
+        .find(|o| o.ends_with(".vault-mac"))
+        .unwrap();
+    let first_key = first_key.replace(".vault-mac", "");
+    for object in fixture.objects() {
+        let path = fixture.path().join(&object);
+        let original = std::fs::read(&path).unwrap();
+        let mut cases: Vec<(String, Option<Vec<u8>>)> = vec![
+            ("emptied".to_owned(), Some(Vec::new())),
+            ("cut by one".to_owned(), Some(original[..original.len() - 1].to_vec())),
+        ];
+        // Nothing refers to what was said about a backup later.
+        if !(object.ends_with(".json") && object.matches('/').count() == 3) {
+            cases.push(("removed".to_owned(), None));
+        }
+        for part in 0..=3 {
+            let at = (original.len() - 1) * part / 3;
+            let mut flipped = original.clone();
+            flipped[at] ^= 1;
+            cases.push((format!("flipped at {at}"), Some(flipped)));
+        }
+        // These are authenticated by the writer key, or sealed, and by nothing else.
+        let takes_a_key = object.starts_with("keys/generations/") || object.starts_with(&first_key);
+        for (case, bytes) in cases {
+            match bytes {
+                Some(bytes) => std::fs::write(&path, bytes).unwrap(),
+                None => std::fs::remove_file(&path).unwrap(),
+            }
+            let is_lost_backup = case == "removed" && object.ends_with("/receipt.json");
+            let identity = takes_a_key.then_some(&fixture.identity);
+            match fixture.check_all(identity) {
+                Err(_) => {}
+                Ok(report) if is_lost_backup => {
+                    // A backup without a receipt is no backup; what it consisted of is in nobody's way.
+                    assert!(report.is_sound() && report.backups == 1, "{report:?}");
+                    assert!(report.unreferenced.unwrap().objects >= 4, "{report:?}");
+                }
+                Ok(report) => assert!(!report.is_sound(), "{object} {case} was not found"),
+            }
+            std::fs::write(&path, &original).unwrap();
+        }
+    }
+    assert!(fixture.check_all(Some(&fixture.identity)).unwrap().is_sound());
+}
+
+#[test]
+fn a_damaged_pack_names_the_backups_and_the_files_that_need_it() {
+    let fixture = Fixture::new();
+    let small = |seed| file(&format!("etc/{seed}"), noise(seed, 900_000));
+    let shared: Vec<Item> = (0..6).map(small).collect();
+    let (first, _) = fixture.back_up(1, &shared);
+    let mut more = shared.clone();
+    more.push(file("etc/new", noise(100, 900_000)));
+    let (second, _) = fixture.back_up(2, &more);
+    let (third, _) = fixture.back_up(3, &[stream("other", rows(9, 100_000))]);
+
+    let list = std::fs::read_to_string(fixture.path().join(format!("backups/{first}/a1/packs"))).unwrap();
+    let packs: Vec<&str> = list.lines().filter_map(|line| line.split("  ").nth(1)).collect();
+    let sizes = |object: &&&str| std::fs::metadata(fixture.path().join(object)).unwrap().len();
+    let pack = *packs
+        .iter()
+        .filter(|o| o.starts_with("packs/"))
+        .max_by_key(sizes)
+        .unwrap();
+    let path = fixture.path().join(pack);
+    let original = std::fs::read(&path).unwrap();
+    let mut flipped = original.clone();
+    flipped[2_300_000] ^= 1;
+    std::fs::write(&path, &flipped).unwrap();
+
+    let report = fixture.check_all(None).unwrap();
+    let [damaged] = &report.damage[..] else {
+        panic!("{report:?}")
+    };
+    assert_eq!(
+        (damaged.object.as_str(), damaged.problem.as_str()),
+        (pack, "does not match its digest")
+    );
+    let mut hit: Vec<&BackupId> = damaged.backups.iter().map(|hit| &hit.backup_id).collect();
+    hit.sort();
+    let mut expected = vec![&first, &second];
+    expected.sort();
+    assert_eq!(hit, expected);
+    assert!(damaged.backups.iter().all(|hit| hit.files == HitFiles::NotLookedFor));
+
+    let report = fixture.check_all(Some(&fixture.identity)).unwrap();
+    let [damaged] = &report.damage[..] else {
+        panic!("{report:?}")
+    };
+    assert!(!damaged.chunks.is_empty() && damaged.chunks.len() <= 3, "{damaged:?}");
+    for hit in &damaged.backups {
+        assert_ne!(hit.backup_id, third);
+        let HitFiles::Named { count, paths } = &hit.files else {
+            panic!("{damaged:?}")
+        };
+        assert!((1..6).contains(count) && paths.len() as u64 == *count, "{paths:?}");
+        // What it names is lost, and the rest can be had.
+        let reader = fixture
+            .runtime
+            .block_on(fixture.vault.open_backup(&hit.backup_id, &fixture.identity))
+            .unwrap();
+        for item in &more {
+            let path = &item.entry.path;
+            let mut content = Vec::new();
+            match reader.copy_content(path, &mut content) {
+                Ok(()) => assert!(content == item.content && !paths.contains(path), "{path} {paths:?}"),
+                Err(_) => assert!(
+                    paths.contains(path) || (hit.backup_id == first && path == "etc/new"),
+                    "{path} {paths:?}"
+                ),
+            }
+        }
+    }
+
+    // Gone as a whole, with the list of entries in it.
+    std::fs::remove_file(&path).unwrap();
+    let report = fixture.check_all(Some(&fixture.identity)).unwrap();
+    let [damaged] = &report.damage[..] else {
+        panic!("{report:?}")
+    };
+    assert_eq!(damaged.problem, "is missing");
+    let files_of = |id: &BackupId| &damaged.backups.iter().find(|hit| hit.backup_id == *id).unwrap().files;
+    assert!(matches!(files_of(&first), HitFiles::All { .. }), "{damaged:?}");
+    let HitFiles::Named { count: 6, paths } = files_of(&second) else {
+        panic!("{damaged:?}")
+    };
+    assert!(!paths.contains(&"etc/new".to_owned()));
+
+    // One backup alone can be checked.
+    std::fs::write(&path, &flipped).unwrap();
+    let check = |id: &BackupId| {
+        let scope = CheckScope {
+            backups: vec![id.clone()],
+            identity: Some(&fixture.identity),
+        };
+        let progress = CheckProgress::default();
+        let report = fixture.runtime.block_on(fixture.vault.check_vault(&scope, &progress));
+        report.map(|report| {
+            (
+                report.is_sound(),
+                report.unreferenced,
+                progress.now().0 == report.objects,
+            )
+        })
+    };
+    assert_eq!(check(&third).unwrap(), (true, None, true));
+    assert!(!check(&second).unwrap().0);
+    assert!(matches!(check(&Fixture::id(77)), Err(ReadError::NoBackup { .. })));
+}
+
+#[test]
+fn what_nothing_refers_to_is_counted_and_is_no_damage() {
+    let fixture = Fixture::new();
+    let (id, _) = fixture.back_up(1, &[stream("a", rows(1, 300_000))]);
+    let sound = fixture.check_all(None).unwrap();
+    // An attempt that died before its receipt, one that lost, and a staged copy.
+    let dead = Fixture::id(2);
+    fixture.write(&dead, Attempt::FIRST, &[stream("a", rows(2, 300_000))]);
+    fixture.write(&id, Attempt::new(2), &[stream("a", rows(3, 300_000))]);
+    std::fs::create_dir_all(fixture.path().join("staging")).unwrap();
+    std::fs::write(fixture.path().join("staging/left"), "0123456789").unwrap();
+    let report = fixture.check_all(Some(&fixture.identity)).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    assert_eq!((report.backups, report.objects >= sound.objects), (1, true));
+    let garbage = report.unreferenced.unwrap();
+    // A pack, an index object, a manifest and a list each, and the staged copy.
+    assert_eq!(garbage.objects, 9, "{garbage:?}");
+    assert!(garbage.bytes > 20_000, "{garbage:?}");
+}
+
+#[test]
+fn another_identity_checks_what_it_can_and_says_what_it_could_not() {
+    let (fixture, ..) = lived_in();
+    let (text, _) = Identity::generate();
+    let stranger = Identity::from_file_text(&text).unwrap();
+    let report = fixture.check_all(Some(&stranger)).unwrap();
+    assert!(report.is_sound() && !report.is_whole(), "{report:?}");
+    assert!(
+        report.unchecked.iter().all(|u| u.reason.contains("identity")),
+        "{report:?}"
+    );
+    assert_eq!(report.chunks, 0);
+}
+
+#[test]
+fn the_newest_generation_of_keys_cannot_be_taken_away_unnoticed_once_it_was_used() {
+    let (fixture, ..) = lived_in();
+    std::fs::remove_file(fixture.path().join("keys/generations/2.jsonl")).unwrap();
+    let report = fixture.check_all(None).unwrap();
+    assert!(
+        report
+            .damage
+            .iter()
+            .any(|damage| damage.problem.contains("generation 2 of the keys")),
+        "{report:?}"
+    );
+}
+
+#[test]
+fn a_list_that_fails_is_an_error_and_never_an_empty_vault() {
+    let control = Arc::new(Control::default());
+    let fixture = Fixture::over(|store| control.wrap(store));
+    fixture.back_up(1, &[stream("a", "b")]);
+    control.fails_lists.store(true, Ordering::SeqCst);
+    let (vault, progress) = (&fixture.vault, CheckProgress::default());
+    let checked = fixture
+        .runtime
+        .block_on(vault.check_vault(&CheckScope::default(), &progress));
+    assert!(matches!(checked, Err(ReadError::Store { .. })), "{checked:?}");
+    assert!(fixture.runtime.block_on(vault.key_use()).is_err());
+    assert!(fixture.runtime.block_on(vault.backups()).is_err());
+    let store = control.wrap(local(&fixture.path()));
+    assert!(
+        fixture.runtime.block_on(Vault::open(store)).is_err(),
+        "a vault whose generations cannot be listed is not one without any"
+    );
+}
