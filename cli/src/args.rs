@@ -5,7 +5,13 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use strongroom_proto::{BackupType, JobStatus, TargetKind, TargetName};
 
+use crate::commands::catalog::CatalogCommand;
+use crate::commands::diff::DiffArgs;
+use crate::commands::find::FindArgs;
+use crate::commands::keys::KeysCommand;
+use crate::commands::rescue::RescueArgs;
 use crate::commands::vault::VaultCommand;
+use crate::vault_access::{IdentityArgs, StoreArgs};
 use crate::{demo, standalone};
 
 /// Backs up databases and files, and proves that the backups restore.
@@ -41,8 +47,12 @@ pub(crate) enum Command {
     Backup(BackupArgs),
     /// Restore a backup to a destination
     Restore(RestoreArgs),
-    /// List backups, newest first
+    /// List backups, newest first, or what one of them holds
     List(ListArgs),
+    /// Find a file in backups
+    Find(FindArgs),
+    /// Show what changed between two backups
+    Diff(DiffArgs),
     /// Prove that a backup restores
     Verify(VerifyArgs),
     /// Manage schedules
@@ -57,9 +67,17 @@ pub(crate) enum Command {
     /// Show the signed evidence of a backup, or check it
     #[command(subcommand)]
     Receipt(ReceiptCommand),
-    /// Make a vault and its keys, for services that run apart
+    /// Make a vault and its keys, for services that run apart, or check a vault
     #[command(subcommand)]
     Vault(VaultCommand),
+    /// Show the keys of a vault, or rotate them
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// List, verify and restore with a vault and an identity alone
+    Rescue(RescueArgs),
+    /// Refill the catalog from a vault
+    #[command(subcommand)]
+    Catalog(CatalogCommand),
     /// Show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -103,9 +121,11 @@ pub(crate) struct BackupArgs {
     /// Targets by name, by kind (postgres, files, …) or by glob, joined by commas
     #[arg(required = true, value_name = "TARGETS", value_delimiter = ',')]
     pub(crate) targets: Vec<String>,
-    /// What to read: full, incremental or differential
-    #[arg(long = "type", value_name = "TYPE", default_value = "full")]
-    pub(crate) backup_type: BackupType,
+    /// What to read: full, incremental or differential [default: incremental for files, full for anything else]
+    ///
+    /// Every backup restores on its own. Of files, full reads all of them again, the others what has changed.
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) backup_type: Option<BackupType>,
     /// How long to keep the backup
     #[arg(long, value_name = "DAYS")]
     pub(crate) retention_days: Option<u32>,
@@ -142,6 +162,22 @@ pub(crate) struct RestoreArgs {
     /// Why a destination that is not empty may be written over; goes into the audit log
     #[arg(long, value_name = "REASON")]
     pub(crate) overwrite_reason: Option<String>,
+    /// Files: only this path, as the backup lists it, with everything below it; may be given several times
+    #[arg(long = "path", value_name = "PATH")]
+    pub(crate) paths: Vec<String>,
+    /// Files: only what matches this pattern, written as in .gitignore; may be given several times
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) include: Vec<String>,
+    /// Files: write only what differs from the backup, into a folder that may hold something; without --destination
+    /// where the target lies
+    #[arg(long, conflicts_with = "overwrite_reason")]
+    pub(crate) in_place: bool,
+    /// Files: remove what the backup does not have
+    #[arg(long, requires = "in_place", conflicts_with = "include")]
+    pub(crate) delete: bool,
+    /// Files: change nothing, and show what would be changed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Wait until the restore has ended, and show how far it is
     #[arg(long)]
     pub(crate) wait: bool,
@@ -152,6 +188,15 @@ pub(crate) struct RestoreArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
+    /// List what this backup holds: its id, or a target's name for its newest one
+    #[arg(value_name = "BACKUP", conflicts_with_all = ["backup_type", "target", "since", "limit"])]
+    pub(crate) backup: Option<String>,
+    /// Only what lies at or below this path
+    #[arg(value_name = "PATH", requires = "backup")]
+    pub(crate) path: Option<String>,
+    /// Show modes, owners and times of what a backup holds too
+    #[arg(long, requires = "backup")]
+    pub(crate) long: bool,
     /// Only backups of this type
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) backup_type: Option<BackupType>,
@@ -164,9 +209,13 @@ pub(crate) struct ListArgs {
     /// At most so many
     #[arg(long, value_name = "NUMBER")]
     pub(crate) limit: Option<u32>,
-    /// Print the API's answer as JSON
+    /// Print the API's answer, or what a backup holds, as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
 }
 
 #[derive(Debug, Args)]
@@ -237,9 +286,10 @@ pub(crate) struct ScheduleCreateArgs {
     /// Time zone of the cron expression
     #[arg(long, value_name = "ZONE", default_value = "UTC")]
     pub(crate) timezone: String,
-    /// What its backups read: full, incremental or differential
-    #[arg(long = "type", value_name = "TYPE", default_value = "full")]
-    pub(crate) backup_type: BackupType,
+    /// What its backups read: full, incremental or differential [default: incremental for files, full for anything
+    /// else]
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) backup_type: Option<BackupType>,
     /// How many days its backups are kept
     #[arg(long, alias = "retention-days", value_name = "DAYS")]
     pub(crate) retention: Option<u32>,
@@ -330,7 +380,7 @@ pub(crate) enum TargetCommand {
     Check(TargetNameArgs),
     /// Declare a target, as a file in the folder that targets_dir names
     Add(Box<TargetAddArgs>),
-    /// Remove a target that was added; its backups stay
+    /// Remove a target that was added, or forget a scenario that was deployed; the backups stay
     Remove(TargetNameArgs),
 }
 
@@ -362,6 +412,27 @@ pub(crate) struct TargetAddArgs {
     /// files: the tree
     #[arg(long, value_name = "PATH")]
     pub(crate) path: Option<PathBuf>,
+    /// files: what to leave out, as a line of .gitignore; may be given several times
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true)]
+    pub(crate) exclude: Vec<String>,
+    /// files: leave out what is mounted below the tree's root
+    #[arg(long)]
+    pub(crate) one_file_system: bool,
+    /// files: leave out the content of folders with a CACHEDIR.TAG
+    #[arg(long)]
+    pub(crate) exclude_caches: bool,
+    /// files: leave out larger files
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_file_bytes: Option<u64>,
+    /// files: what is run before each backup: the program, and then each of its arguments as one more --before
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    pub(crate) before: Vec<String>,
+    /// files: what is run after each backup, given like --before
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    pub(crate) after: Vec<String>,
+    /// files: how long each of the two may take
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) hook_timeout_seconds: Option<u64>,
     /// command: the program
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) program: Option<String>,

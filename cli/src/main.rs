@@ -12,6 +12,7 @@ mod demo;
 mod keys;
 mod render;
 mod standalone;
+mod vault_access;
 mod wait;
 
 use std::process::ExitCode;

@@ -12,8 +12,11 @@ use comfy_table::{CellAlignment, Table, presets};
 /// What stands for nothing in a table.
 pub(crate) const NONE: &str = "-";
 
-/// Prints to standard output. A reader that has gone away, as `head` does, is no error.
+/// Prints to standard output; nothing for an empty text. A reader that has gone away, as `head` does, is no error.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
     let mut out = io::stdout().lock();
     let result = out.write_all(text.as_bytes()).and_then(|()| {
         if text.ends_with('\n') {

@@ -2,7 +2,7 @@
 //!
 //! Waiting changes nothing: Ctrl-C ends the wait and leaves the jobs running.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::client::{Answer, Client, ClientError};
 use crate::render;
 
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Between two looks at the jobs: short at first, because most small jobs end within the second.
+const POLL_MIN: Duration = Duration::from_millis(10);
+const POLL_MAX: Duration = Duration::from_millis(250);
+/// The part of the time waited so far that the next pause takes.
+const POLL_SHARE: u32 = 20;
 /// Between two lines where standard error is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
-/// How much of the past the rate is taken over.
-const RATE_WINDOW: Duration = Duration::from_secs(5);
 /// How long a coordinator may be away, as in a restart, before the wait is given up.
 const OUTAGE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -56,6 +58,7 @@ async fn poll_until_ended(
 ) -> anyhow::Result<Vec<Answer<JobView>>> {
     let mut ended: HashMap<JobId, Answer<JobView>> = HashMap::new();
     let mut away_since: Option<Instant> = None;
+    let began = Instant::now();
     loop {
         for id in jobs {
             if ended.contains_key(id) {
@@ -75,7 +78,7 @@ async fn poll_until_ended(
         if ended.len() == jobs.len() {
             return Ok(jobs.iter().filter_map(|id| ended.remove(id)).collect());
         }
-        tokio::time::sleep(POLL_INTERVAL).await;
+        tokio::time::sleep((began.elapsed() / POLL_SHARE).clamp(POLL_MIN, POLL_MAX)).await;
     }
 }
 
@@ -100,7 +103,6 @@ struct Display {
 
 struct Shown {
     bar: Option<ProgressBar>,
-    rate: Rate,
     line_at: Option<Instant>,
     line: String,
 }
@@ -118,17 +120,15 @@ impl Display {
         let bars = self.bars.as_ref();
         let shown = self.jobs.entry(job.id).or_insert_with(|| Shown {
             bar: bars.map(|bars| bars.add(bar(job))),
-            rate: Rate::default(),
             line_at: None,
             line: String::new(),
         });
-        let rate = shown.rate.add(now, job.attempt, job.progress_bytes);
-        let text = progress_text(job, rate);
+        let text = progress_text(job);
         if let Some(bar) = &shown.bar {
-            if let Some(total) = job.progress_total_bytes {
+            if let Some(total) = job.progress.total_bytes {
                 bar.set_length(total.max(1));
             }
-            bar.set_position(job.progress_bytes);
+            bar.set_position(job.progress.bytes);
             bar.set_message(text);
             if job.status.is_final() {
                 bar.finish();
@@ -167,7 +167,7 @@ fn bar(job: &JobView) -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {prefix}  [{bar:24}] {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");
-    let bar = ProgressBar::new(job.progress_total_bytes.unwrap_or(1).max(1))
+    let bar = ProgressBar::new(job.progress.total_bytes.unwrap_or(1).max(1))
         .with_style(style)
         .with_prefix(label(job));
     bar.enable_steady_tick(Duration::from_millis(120));
@@ -179,30 +179,28 @@ fn label(job: &JobView) -> String {
 }
 
 /// How far a job is, in words.
-fn progress_text(job: &JobView, bytes_per_second: Option<f64>) -> String {
+fn progress_text(job: &JobView) -> String {
     match job.status {
         JobStatus::Pending => match &job.error {
             Some(error) => format!("waiting to try again: {}", render::safe(error)),
             None => "waiting for a worker".to_owned(),
         },
         JobStatus::Running => {
-            let mut text = render::bytes(job.progress_bytes);
-            let total = job.progress_total_bytes.filter(|total| *total >= job.progress_bytes);
-            if let Some(total) = total {
+            let progress = &job.progress;
+            let mut text = render::bytes(progress.bytes);
+            if let Some(total) = progress.total_bytes {
                 text = format!("{text} of {}", render::bytes(total));
             }
-            if let Some(rate) = bytes_per_second.filter(|rate| *rate >= 1.0) {
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-                let shown_rate = render::bytes(rate as u64);
-                text = format!("{text}, {shown_rate}/s");
-                if let Some(total) = total {
-                    #[allow(clippy::cast_precision_loss)]
-                    let left = (total - job.progress_bytes) as f64 / rate;
-                    // A rate near nothing gives a time beyond what a duration can hold.
-                    if let Ok(left) = Duration::try_from_secs_f64(left) {
-                        text = format!("{text}, {} left", render::duration(left));
-                    }
-                }
+            match progress.files {
+                0 => {}
+                1 => text.push_str(", 1 file"),
+                files => text.push_str(&format!(", {files} files")),
+            }
+            if let Some(rate) = progress.rate_bytes_per_second.filter(|rate| *rate > 0) {
+                text = format!("{text}, {}/s", render::bytes(rate));
+            }
+            if let Some(left) = progress.seconds_left {
+                text = format!("{text}, {} left", render::duration(Duration::from_secs(left)));
             }
             if job.attempt > Attempt::FIRST {
                 text = format!("{text} (attempt {})", job.attempt);
@@ -215,39 +213,10 @@ fn progress_text(job: &JobView, bytes_per_second: Option<f64>) -> String {
     }
 }
 
-/// Bytes a second over the last seconds of one attempt.
-#[derive(Default)]
-struct Rate {
-    attempt: Option<Attempt>,
-    samples: VecDeque<(Instant, u64)>,
-}
-
-impl Rate {
-    fn add(&mut self, now: Instant, attempt: Attempt, bytes: u64) -> Option<f64> {
-        if self.attempt != Some(attempt) {
-            self.attempt = Some(attempt);
-            self.samples.clear();
-        }
-        self.samples.push_back((now, bytes));
-        while self.samples.len() > 2
-            && self
-                .samples
-                .front()
-                .is_some_and(|(at, _)| now.duration_since(*at) > RATE_WINDOW)
-        {
-            self.samples.pop_front();
-        }
-        let (first_at, first_bytes) = *self.samples.front()?;
-        let seconds = now.duration_since(first_at).as_secs_f64();
-        #[allow(clippy::cast_precision_loss)]
-        let gained = bytes.saturating_sub(first_bytes) as f64;
-        (seconds > 0.0).then(|| gained / seconds)
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use strongroom_proto::Progress;
 
     pub(crate) fn job() -> JobView {
         serde_json::from_value(serde_json::json!({
@@ -270,8 +239,7 @@ pub(crate) mod tests {
             "attempt": 1,
             "worker": "host-1",
             "error": null,
-            "progress_bytes": 1_200_000_000,
-            "progress_total_bytes": 4_000_000_000_u64,
+            "progress": {"bytes": 1_200_000_000, "files": 0, "total_bytes": 4_000_000_000_u64},
             "partial": false,
             "verified": false
         }))
@@ -279,38 +247,28 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn progress_tells_bytes_rate_and_time_left() {
+    fn progress_tells_bytes_files_rate_and_time_left() {
         let mut job = job();
+        let mut show = |progress| {
+            job.progress = progress;
+            progress_text(&job)
+        };
+        let total = Some(4_000_000_000);
         assert_eq!(
-            progress_text(&job, Some(200e6)),
+            show(Progress::new(1_200_000_000, 0, total, Some(200_000_000))),
             "1.2 GB of 4.0 GB, 200.0 MB/s, 14 s left"
         );
-        assert_eq!(progress_text(&job, None), "1.2 GB of 4.0 GB");
-        job.progress_total_bytes = None;
-        job.attempt = Attempt::new(2);
-        assert_eq!(progress_text(&job, Some(1e6)), "1.2 GB, 1.0 MB/s (attempt 2)");
-        job.progress_total_bytes = Some(5);
-        assert_eq!(progress_text(&job, Some(f64::MIN_POSITIVE)), "1.2 GB (attempt 2)");
-        job.status = JobStatus::Pending;
-        assert_eq!(progress_text(&job, None), "waiting for a worker");
-        job.error = Some("connection\x1b lost".to_owned());
+        assert_eq!(show(Progress::new(5, 1, total, None)), "5 B of 4.0 GB, 1 file");
         assert_eq!(
-            progress_text(&job, None),
-            "waiting to try again: connection\\u{1b} lost"
+            show(Progress::new(5, 7000, None, Some(1_000_000))),
+            "5 B, 7000 files, 1.0 MB/s"
         );
-    }
-
-    #[test]
-    fn the_rate_begins_anew_with_each_attempt() {
-        let (start, mut rate) = (Instant::now(), Rate::default());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(rate.add(start, Attempt::FIRST, 0), None);
-        assert_eq!(rate.add(at(2), Attempt::FIRST, 2000), Some(1000.0));
-        assert_eq!(rate.add(at(3), Attempt::new(2), 0), None);
-        assert_eq!(rate.add(at(4), Attempt::new(2), 50), Some(50.0));
-        for second in 5..30 {
-            rate.add(at(second), Attempt::new(2), 50);
-        }
-        assert_eq!(rate.add(at(30), Attempt::new(2), 50), Some(0.0));
+        job.attempt = Attempt::new(2);
+        job.progress = Progress::new(5, 0, Some(4), Some(0));
+        assert_eq!(progress_text(&job), "5 B (attempt 2)");
+        job.status = JobStatus::Pending;
+        assert_eq!(progress_text(&job), "waiting for a worker");
+        job.error = Some("connection\x1b lost".to_owned());
+        assert_eq!(progress_text(&job), "waiting to try again: connection\\u{1b} lost");
     }
 }

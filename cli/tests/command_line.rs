@@ -120,7 +120,7 @@ fn job(kind: &str, status: &str, changes: Value) -> Value {
         "status": status, "created_at": "2026-11-21T09:00:00Z", "started_at": "2026-11-21T09:00:01Z",
         "completed_at": null, "size_bytes": null, "compression_ratio": null, "storage_path": null,
         "checksum": null, "retention_until": null, "metadata": {}, "backup_id": BACKUP, "attempt": 1,
-        "worker": "host-1", "error": null, "progress_bytes": 0, "progress_total_bytes": null,
+        "worker": "host-1", "error": null, "progress": {"bytes": 0, "files": 0},
         "partial": false, "verified": false
     });
     job.as_object_mut()
@@ -521,7 +521,7 @@ fn ctrl_c_ends_the_wait_and_says_that_the_job_goes_on() {
     let api = stub(&[(
         &format!("GET /api/v1/jobs/{JOB}"),
         200,
-        job("backup", "running", json!({"progress_bytes": 5})),
+        job("backup", "running", json!({"progress": {"bytes": 5, "files": 0}})),
     )]);
     let home = tempfile::tempdir().unwrap();
     let mut child: Child = program(home.path())

@@ -6,16 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::receipt::{Git, Integrity, ValidationMethod};
 use crate::{
-    Attempt, BackupId, BackupType, JobId, JobKind, JobStatus, RestorePointId, ScheduleId, TargetKind, TargetName,
+    Attempt, BackupId, BackupType, JobId, JobKind, JobStatus, Progress, RestorePointId, ScheduleId, TargetKind,
+    TargetName,
 };
 
 /// `POST /api/v1/backup/create`, the message on `backup.request`, and the request on `backup.create`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateBackup {
-    /// What to read; `full` where it is left out.
-    #[serde(default = "full", rename = "type")]
-    pub backup_type: BackupType,
+    /// What to read. Where it is left out: of files what changed, of anything else everything.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub backup_type: Option<BackupType>,
     /// Targets by name, by kind (`postgres`, `files`, `scenarios`, `minio`, …) or by glob.
     pub targets: Vec<String>,
     /// For people.
@@ -27,10 +28,6 @@ pub struct CreateBackup {
     /// The commit it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git: Option<Git>,
-}
-
-const fn full() -> BackupType {
-    BackupType::Full
 }
 
 /// The answer to a backup request, status 201.
@@ -81,7 +78,7 @@ pub struct VerifyCreated {
 }
 
 /// `POST /api/v1/restore/create`. One of `backup_id`, `backup_job_id` and `restore_point_id` is required.
-#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRestore {
     /// A restore point; `targets` chooses among its backups.
@@ -96,7 +93,9 @@ pub struct CreateRestore {
     /// Which targets of the restore point; may be empty otherwise.
     #[serde(default)]
     pub targets: Vec<String>,
-    /// Where to: `postgres://…` for a database, a path for files. Required: a restore never guesses.
+    /// Where to: `postgres://…` for a database, a path for files. Required, because a restore never guesses, but for
+    /// a restore in place: that goes where the restorer's configuration says the target is, or where the backup of a
+    /// scenario says it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
     /// Whether to run a verification first and restore only when it passes.
@@ -106,6 +105,21 @@ pub struct CreateRestore {
     /// the reason goes into the audit log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overwrite_reason: Option<String>,
+    /// Files: only these paths, as the backup lists them, each with everything below it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// Files: only what matches these patterns, which are written as in a `.gitignore` file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Files: whether the destination may hold something, of which only what differs from the backup is written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_place: bool,
+    /// Files: whether a restore in place removes what the backup does not have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete: bool,
+    /// Files: whether nothing is changed and `GET /api/v1/jobs/{id}/changes` says what would be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 impl std::fmt::Debug for CreateRestore {
@@ -116,6 +130,8 @@ impl std::fmt::Debug for CreateRestore {
             .field("restore_point_id", &self.restore_point_id)
             .field("targets", &self.targets)
             .field("destination", &self.destination.as_deref().map(without_password))
+            .field("in_place", &self.in_place)
+            .field("dry_run", &self.dry_run)
             .finish_non_exhaustive()
     }
 }
@@ -211,11 +227,9 @@ pub struct JobView {
     pub worker: Option<String>,
     /// Why it failed, or why the attempt before this one did.
     pub error: Option<String>,
-    /// Content bytes the current attempt has done.
-    pub progress_bytes: u64,
-    /// Content bytes it expects, where it can tell.
-    pub progress_total_bytes: Option<u64>,
-    /// Whether the backup lacks something the receipt names.
+    /// How far the current attempt is.
+    pub progress: Progress,
+    /// Whether the backup lacks something the receipt names, or a restore left something out.
     pub partial: bool,
     /// Whether the backup has passed a verification.
     pub verified: bool,
@@ -350,9 +364,9 @@ pub struct ScheduleSpec {
     /// IANA name; `UTC` where it is left out.
     #[serde(default = "utc")]
     pub timezone: String,
-    /// What its backups read.
-    #[serde(default = "full")]
-    pub backup_type: BackupType,
+    /// What its backups read. Where it is left out: of files what changed, of anything else everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_type: Option<BackupType>,
     /// Targets by name, kind or glob, resolved each time it fires.
     pub targets: Vec<String>,
     /// How long its backups are kept.

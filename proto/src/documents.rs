@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::manifest::Entry;
 use crate::receipt::{BackupReceipt, RestoreReceipt, VerificationReceipt};
+use crate::restore::RestoreChanges;
 use crate::work::WorkMessage;
 use crate::{api, events, subjects};
 
@@ -253,6 +254,22 @@ fn openapi() -> Value {
             None,
             "200",
             job.clone(),
+        ),
+        operation(
+            "get",
+            "/api/v1/jobs/{id}/changes",
+            "What a restore of files changed, or, as a dry run, would change.",
+            None,
+            "200",
+            schema(subschema::<RestoreChanges>),
+        ),
+        operation(
+            "delete",
+            "/api/v1/targets/{name}",
+            "Forget a scenario; its backups stay.",
+            None,
+            "204",
+            None,
         ),
         operation(
             "get",

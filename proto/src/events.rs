@@ -247,6 +247,9 @@ pub struct ScenarioDeployed {
     pub scenario: String,
     /// The folder of its files.
     pub path: String,
+    /// The version that was deployed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// The commit that was deployed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git: Option<Git>,

@@ -179,6 +179,11 @@ impl TargetName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is the files of a scenario, `scenario/<name>`.
+    pub fn is_scenario(&self) -> bool {
+        self.0.starts_with("scenario/")
+    }
 }
 
 impl fmt::Display for TargetName {

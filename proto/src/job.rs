@@ -82,6 +82,38 @@ impl JobStatus {
     }
 }
 
+/// How far an attempt of a job is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Progress {
+    /// Bytes of content it has done.
+    pub bytes: u64,
+    /// Files, directories and other entries of a tree it has done.
+    pub files: u64,
+    /// Bytes it expects; absent where it cannot tell, or has passed what it expected.
+    pub total_bytes: Option<u64>,
+    /// Bytes a second over the last seconds.
+    pub rate_bytes_per_second: Option<u64>,
+    /// How long it will take at that rate.
+    pub seconds_left: Option<u64>,
+}
+
+impl Progress {
+    /// Of these counts at this rate.
+    pub fn new(bytes: u64, files: u64, total_bytes: Option<u64>, rate_bytes_per_second: Option<u64>) -> Self {
+        let total_bytes = total_bytes.filter(|total| *total >= bytes);
+        let rate = rate_bytes_per_second.filter(|rate| *rate > 0);
+        Self {
+            bytes,
+            files,
+            total_bytes,
+            rate_bytes_per_second,
+            seconds_left: total_bytes
+                .zip(rate)
+                .map(|(total, rate)| (total - bytes).div_ceil(rate)),
+        }
+    }
+}
+
 text_enum!(
     /// What a backup was asked to read. Every backup restores on its own, whatever its type.
     BackupType, "backup type" {
@@ -109,3 +141,20 @@ text_enum!(
         Command => "command",
     }
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_needs_a_rate_and_a_total_that_is_not_passed() {
+        let left = |bytes, total, rate| Progress::new(bytes, 0, total, rate).seconds_left;
+        assert_eq!(left(100, Some(1000), Some(100)), Some(9));
+        assert_eq!(left(100, Some(1001), Some(100)), Some(10));
+        assert_eq!(left(1000, Some(1000), Some(100)), Some(0));
+        assert_eq!(left(100, Some(1000), Some(0)), None);
+        assert_eq!(left(100, None, Some(100)), None);
+        let passed = Progress::new(2000, 3, Some(1000), Some(100));
+        assert_eq!((passed.total_bytes, passed.seconds_left), (None, None));
+    }
+}

@@ -13,10 +13,11 @@ pub mod ids;
 pub mod job;
 pub mod manifest;
 pub mod receipt;
+pub mod restore;
 pub mod subjects;
 pub mod work;
 
 pub use ids::{
     Attempt, BackupId, ChunkId, JobId, RestorePointId, ScheduleId, Sha256Digest, TargetName, TriggerId, VaultId,
 };
-pub use job::{BackupType, JobKind, JobStatus, TargetKind};
+pub use job::{BackupType, JobKind, JobStatus, Progress, TargetKind};

@@ -155,7 +155,7 @@ pub trait EntrySink {
     /// The next bytes of its content are this many zeros, which take no room where they come from. Unless a sink does
     /// better, they are written like any others.
     fn hole(&mut self, bytes: u64) -> io::Result<()> {
-        const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let mut left = bytes;
         while left > 0 {
             let piece = ZEROS.get(..left.min(ZEROS.len() as u64) as usize).unwrap_or(&ZEROS);

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::restore::{ChangeCounts, ChangeKind, PathChange, RestoreChanges, Selected};
 use crate::{Attempt, BackupId, BackupType, JobId, Sha256Digest, TargetKind, TargetName, VaultId};
 
 /// The `schema` of a backup receipt.
@@ -217,6 +218,24 @@ pub struct SourceFacts {
     /// Files in the tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<u64>,
+    /// Where the tree lay when it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Directories of the tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directories: Option<u64>,
+    /// Symbolic links of the tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<u64>,
+    /// Sockets of the tree, which are recorded and never made again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<u64>,
+    /// What was left out because the target says so; of a directory only itself is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excluded: Option<u64>,
+    /// Files that were not read, because an earlier backup holds their content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unchanged: Option<u64>,
 }
 
 /// The evidence of one verification; in the vault beside the backup it is about.
@@ -292,10 +311,20 @@ pub struct RestoreReceipt {
     pub started_at: DateTime<Utc>,
     /// When it ended.
     pub completed_at: DateTime<Utc>,
-    /// Whether everything is in place.
+    /// Whether everything that was selected is in place, but for what was skipped.
     pub success: bool,
     /// Bytes of content put in place.
     pub restored_bytes: u64,
+    /// Which part of the backup was restored, where it was not everything.
+    #[serde(default, skip_serializing_if = "Selected::is_everything")]
+    pub selected: Selected,
+    /// What was changed at the destination, for files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<ChangeCounts>,
+    /// What could not be restored, whole or in part, and why; where it is very much, the last one says how much more
+    /// there is. Sockets, which are never made again, are only counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Missing>,
     /// What was checked after the restore.
     pub checks: Vec<Check>,
     /// Who asked.
@@ -304,4 +333,23 @@ pub struct RestoreReceipt {
     pub software: String,
     /// Free text; no secrets.
     pub notes: String,
+}
+
+impl RestoreReceipt {
+    /// What it changed at the destination; `None` where that was no tree of files.
+    pub fn change_list(&self) -> Option<RestoreChanges> {
+        let skipped = self.skipped.iter().map(|skipped| PathChange {
+            change: ChangeKind::Skip,
+            path: skipped.name.clone(),
+            path_hex: None,
+            reason: Some(skipped.reason.clone()),
+        });
+        self.changes.map(|counts| RestoreChanges {
+            dry_run: false,
+            destination: self.destination.clone(),
+            counts,
+            changes: skipped.collect(),
+            more: 0,
+        })
+    }
 }

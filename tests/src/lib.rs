@@ -35,6 +35,17 @@ pub const VERIFIER: &str = "verifier";
 /// Restores.
 pub const RESTORER: &str = "restorer";
 
+/// How a run of the command line ended.
+#[derive(Debug)]
+pub struct Told {
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed to standard output.
+    pub stdout: String,
+    /// What it printed to standard error.
+    pub stderr: String,
+}
+
 /// A fleet of our processes with their NATS and catalog.
 pub struct Fleet {
     /// The catalog's server; durable, so that it may be killed.
@@ -72,6 +83,7 @@ impl Fleet {
             ("catalog.url", catalog.url("strongroom")),
             ("vault.url", format!("file://{}", dir.path().join("vault").display())),
             ("worker.scratch_dir", dir.path().join("scratch").display().to_string()),
+            ("cache_dir", dir.path().join("cache").display().to_string()),
             ("worker.lease_seconds", "4".to_owned()),
             ("coordinator.reconcile_seconds", "1".to_owned()),
             ("coordinator.backoff_seconds", "1,1,1".to_owned()),
@@ -227,6 +239,21 @@ impl Fleet {
             ("STRONGROOM_TOKEN".to_owned(), TOKEN.to_owned()),
             ("NATS_URL".to_owned(), self.nats.url()),
         ]
+    }
+
+    /// Runs the command line against this fleet; its exit code, and what it printed.
+    pub fn strongroom(&self, args: &[&str]) -> Result<Told> {
+        let output = std::process::Command::new(bin("strongroom")?)
+            .args(args)
+            .env_clear()
+            .envs(self.client_env())
+            .output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Told {
+            code: output.status.code().context("the command line was killed")?,
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        })
     }
 
     /// A subscriber to facts.

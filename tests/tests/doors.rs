@@ -39,7 +39,7 @@ async fn every_kind_of_message_on_every_subject_starts_the_right_job() {
             "scenario.deployed",
             json!({ "scenario": "checkout", "path": folder }),
             "scenario/checkout",
-            "full",
+            "incremental",
         ),
         (
             "postgres.schema_updated",

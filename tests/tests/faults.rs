@@ -25,7 +25,7 @@ async fn begun(fleet: &Fleet) -> String {
     let id = fleet.api.backup(&["orders-db"]).await.unwrap().remove(0);
     wait_for_async("bytes of the dump", SOON, || async {
         let job = fleet.api.job(&id).await.ok()?;
-        (job["status"] == "running" && job["progress_bytes"].as_u64()? > 0).then_some(())
+        (job["status"] == "running" && job["progress"]["bytes"].as_u64()? > 0).then_some(())
     })
     .await
     .unwrap();

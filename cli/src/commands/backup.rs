@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use strongroom_proto::api::{BackupCreated, CreateBackup, CreateVerify, JobView, ListBackups, VerifyCreated};
 use strongroom_proto::{JobId, JobKind, JobStatus};
 
-use super::{Outcome, end_of_job, job, outcome_of, print_jobs_json, print_json};
+use super::{Outcome, end_of_job, job, left_out, outcome_of, print_jobs_json, print_json};
 use crate::args::BackupArgs;
 use crate::client::{Answer, Client, ClientError};
 use crate::render;
@@ -44,7 +44,7 @@ pub(crate) async fn run(client: &Client, args: BackupArgs) -> anyhow::Result<Out
         .max()
         .unwrap_or(Outcome::Done);
     if !args.json {
-        print_ends(&jobs)?;
+        print_ends(client, &jobs).await?;
     }
     let complete = jobs.iter().any(|job| job.value.status == JobStatus::Completed);
     if args.wait_verified && complete {
@@ -60,7 +60,7 @@ pub(crate) async fn run(client: &Client, args: BackupArgs) -> anyhow::Result<Out
             .map(|job| outcome_of(&job.value))
             .fold(outcome, Outcome::max);
         if !args.json {
-            print_ends(&ended)?;
+            print_ends(client, &ended).await?;
         }
         jobs.extend(ended);
     } else if complete && !args.json {
@@ -74,8 +74,12 @@ pub(crate) async fn run(client: &Client, args: BackupArgs) -> anyhow::Result<Out
     Ok(outcome)
 }
 
-fn print_ends(jobs: &[Answer<JobView>]) -> anyhow::Result<()> {
-    jobs.iter().try_for_each(|job| render::print(&end_of_job(&job.value)))
+async fn print_ends(client: &Client, jobs: &[Answer<JobView>]) -> anyhow::Result<()> {
+    for job in jobs {
+        render::print(&end_of_job(&job.value))?;
+        render::print(&left_out::text(client, &job.value).await)?;
+    }
+    Ok(())
 }
 
 fn created_text(created: &BackupCreated) -> String {

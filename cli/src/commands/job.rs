@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use strongroom_proto::api::JobView;
 
-use super::{Outcome, end_of_job, outcome_of, print_json};
+use super::{Outcome, end_of_job, left_out, outcome_of, print_json};
 use crate::args::{JobArgs, JobCommand, JobListArgs};
 use crate::client::Client;
 use crate::render::{self, NONE};
@@ -80,6 +80,7 @@ async fn wait(client: &Client, args: &JobArgs) -> anyhow::Result<Outcome> {
             print_json(job)?;
         } else {
             render::print(&end_of_job(&job.value))?;
+            render::print(&left_out::text(client, &job.value).await)?;
         }
     }
     Ok(outcome)
@@ -135,7 +136,7 @@ fn status(job: &JobView) -> String {
 }
 
 fn size(job: &JobView) -> String {
-    match (job.size_bytes, job.progress_bytes) {
+    match (job.size_bytes, job.progress.bytes) {
         (Some(size), _) => render::bytes(size),
         (None, 0) => NONE.to_owned(),
         (None, done) => render::bytes(done),
@@ -165,6 +166,21 @@ fn details(job: &JobView) -> String {
     add("ended", job.completed_at.map(render::time));
     add("took", job.started_at.map(|_| took(job)));
     add("size", Some(size(job)).filter(|size| size != NONE));
+    let progress = &job.progress;
+    add(
+        "files",
+        Some(progress.files)
+            .filter(|files| *files > 0)
+            .map(|files| files.to_string()),
+    );
+    add(
+        "rate",
+        progress
+            .rate_bytes_per_second
+            .map(|rate| format!("{}/s", render::bytes(rate))),
+    );
+    let left = progress.seconds_left.map(std::time::Duration::from_secs);
+    add("time left", left.map(render::duration));
     add("ratio", job.compression_ratio.map(|ratio| format!("{ratio:.1}")));
     add("worker", job.worker.clone());
     add("error", job.error.clone());

@@ -1,13 +1,37 @@
-//! `strongroom list`
+//! `strongroom list`: backups, from the API, or what a backup holds, from the vault.
 
 use strongroom_proto::api::{BackupList, BackupView, ListBackups};
+use strongroom_runtime::Loaded;
 
+use super::entries::{self, Shape};
 use super::{Outcome, print_json};
 use crate::args::ListArgs;
 use crate::client::Client;
 use crate::render;
+use crate::vault_access::find_backup;
 
-pub(crate) async fn run(client: &Client, args: ListArgs) -> anyhow::Result<Outcome> {
+pub(crate) async fn run(loaded: &Loaded, args: ListArgs) -> anyhow::Result<Outcome> {
+    match args.backup.clone() {
+        Some(backup) => entries_of(loaded, &backup, &args).await,
+        None => backups(&Client::new(loaded)?, args).await,
+    }
+}
+
+async fn entries_of(loaded: &Loaded, backup: &str, args: &ListArgs) -> anyhow::Result<Outcome> {
+    let vault = args.store.open(loaded).await?;
+    let identity = args.identity.read(loaded)?;
+    let id = find_backup(&vault, backup).await?;
+    let shape = Shape::of(args.json, args.long);
+    let found = entries::list(&vault, &id, &identity, args.path.as_deref(), shape).await?;
+    anyhow::ensure!(
+        found > 0 || args.path.is_none(),
+        "the backup holds nothing at {}",
+        render::safe(args.path.as_deref().unwrap_or_default())
+    );
+    Ok(Outcome::Done)
+}
+
+async fn backups(client: &Client, args: ListArgs) -> anyhow::Result<Outcome> {
     let filter = ListBackups {
         backup_type: args.backup_type,
         target: args.target,

@@ -1,12 +1,20 @@
 //! One module a command, each: ask the API, print the answer, tell the exit code.
 
 pub(crate) mod backup;
+pub(crate) mod catalog;
+mod check;
 mod config;
+pub(crate) mod diff;
+mod entries;
+pub(crate) mod find;
 mod help;
 mod job;
+pub(crate) mod keys;
+mod left_out;
 mod list;
 mod named;
 pub(crate) mod receipt;
+pub(crate) mod rescue;
 mod restore;
 mod schedule;
 mod status;
@@ -67,7 +75,12 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&client(&load()?)?, &args).await?,
         Command::Backup(args) => Box::pin(backup::run(&client(&load()?)?, args)).await?,
         Command::Restore(args) => Box::pin(restore::run(&client(&load()?)?, args)).await?,
-        Command::List(args) => list::run(&client(&load()?)?, args).await?,
+        Command::List(args) => Box::pin(list::run(&load()?, args)).await?,
+        Command::Find(args) => Box::pin(find::run(&load()?, args)).await?,
+        Command::Diff(args) => Box::pin(diff::run(&load()?, args)).await?,
+        Command::Rescue(args) => Box::pin(rescue::run(args)).await?,
+        Command::Keys(command) => Box::pin(keys::run(&load()?, command)).await?,
+        Command::Catalog(command) => Box::pin(catalog::run(&load()?, command)).await?,
         Command::Verify(args) => Box::pin(verify::run(&client(&load()?)?, args)).await?,
         Command::Schedule(command) => Box::pin(schedule::run(&client(&load()?)?, command)).await?,
         Command::Job(command) => Box::pin(job::run(&client(&load()?)?, command)).await?,
@@ -99,12 +112,18 @@ fn outcome_of(job: &JobView) -> Outcome {
     }
 }
 
+/// Whether a restore was to change nothing.
+fn is_dry_run(job: &JobView) -> bool {
+    job.metadata.get("dry_run").and_then(serde_json::Value::as_bool) == Some(true)
+}
+
 /// The end of a job in one line.
 fn end_of_job(job: &JobView) -> String {
     let target = render::safe(job.target_identifier.as_str());
     let (done, noun) = match job.kind {
         JobKind::Backup => ("backed up", "backup"),
         JobKind::Verify => ("verified", "verification"),
+        JobKind::Restore if is_dry_run(job) => ("tried to restore", "dry run of a restore"),
         JobKind::Restore => ("restored", "restore"),
     };
     let took = match (job.started_at, job.completed_at) {
@@ -121,10 +140,13 @@ fn end_of_job(job: &JobView) -> String {
                 text.push_str(&format!(", {ratio:.1} times what it added to the vault"));
             }
             if job.partial {
-                let advice = format!(
-                    "incomplete: `strongroom receipt show {}` says what is missing",
-                    job.backup_id
-                );
+                let advice = match job.kind {
+                    JobKind::Restore => "incomplete: not everything could be restored".to_owned(),
+                    JobKind::Backup | JobKind::Verify => format!(
+                        "incomplete: `strongroom receipt show {}` says what is missing",
+                        job.backup_id
+                    ),
+                };
                 text.push_str(&format!("\n{}", render::tone(Tone::Warning, &advice)));
             }
             text

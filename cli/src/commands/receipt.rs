@@ -47,6 +47,7 @@ pub(crate) async fn run(loaded: &Loaded, command: ReceiptCommand) -> anyhow::Res
 /// What a person wants to know of a receipt.
 pub(crate) fn summary(view: &ReceiptView) -> anyhow::Result<String> {
     let receipt: BackupReceipt = serde_json::from_value(view.receipt.clone())?;
+    let backup_type = receipt.backup_type.to_string();
     let status = match receipt.status {
         ReceiptStatus::Success => "success",
         ReceiptStatus::Partial => "partial",
@@ -60,6 +61,7 @@ pub(crate) fn summary(view: &ReceiptView) -> anyhow::Result<String> {
             "environment",
             format!("{}, surface {}", receipt.environment, receipt.surface),
         ),
+        ("type", backup_type),
         ("status", status.to_owned()),
         (
             "taken",
@@ -89,6 +91,11 @@ pub(crate) fn summary(view: &ReceiptView) -> anyhow::Result<String> {
         ("rows", source.rows),
         ("large objects", source.large_objects),
         ("files", source.files),
+        ("unchanged", source.unchanged),
+        ("directories", source.directories),
+        ("links", source.links),
+        ("sockets", source.sockets),
+        ("left out as configured", source.excluded),
     ]
     .into_iter()
     .filter_map(|(name, count)| count.map(|count| format!("{count} {name}")))
@@ -96,6 +103,7 @@ pub(crate) fn summary(view: &ReceiptView) -> anyhow::Result<String> {
     if !counts.is_empty() {
         facts.push(("source", counts.join(", ")));
     }
+    facts.extend(source.path.clone().map(|path| ("path", path)));
     let versions: Vec<String> = [("server", &source.server_version), ("tool", &source.tool_version)]
         .into_iter()
         .filter_map(|(name, version)| version.as_ref().map(|version| format!("{name} {version}")))

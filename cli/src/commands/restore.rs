@@ -1,33 +1,39 @@
 //! `strongroom restore`
 
 use anyhow::{Context as _, bail};
-use strongroom_proto::api::{CreateRestore, RestoreCreated, without_password};
+use strongroom_proto::api::{CreateRestore, JobView, RestoreCreated, without_password};
+use strongroom_proto::restore::RestoreChanges;
+use strongroom_proto::{JobStatus, TargetKind};
 
 use super::named::{Named, Newest, find};
 use super::{Outcome, end_of_job, outcome_of, print_json};
 use crate::args::RestoreArgs;
-use crate::client::Client;
+use crate::client::{Answer, Client, ClientError};
 use crate::render;
 use crate::wait::{Waited, wait_for};
 
 pub(crate) async fn run(client: &Client, args: RestoreArgs) -> anyhow::Result<Outcome> {
-    let Some(destination) = args.destination.as_deref() else {
-        bail!(
+    let destination = match args.destination.as_deref() {
+        Some(destination) => Some(value_or_file(destination)?),
+        None if args.in_place => None,
+        None => bail!(
             "say where to restore to: --destination postgres://user@host/database for a database, \
-             --destination /path for files; a restore never guesses"
-        );
+             --destination /path for files, or --in-place for files where they were; a restore never guesses"
+        ),
     };
-    let destination = value_or_file(destination)?;
     let (text, targets) = which(args.backup.as_deref(), args.targets)?;
     let named = find(client, &text, Newest::Verified).await?;
     let mut request = CreateRestore {
-        restore_point_id: None,
-        backup_job_id: None,
-        backup_id: None,
         targets,
-        destination: Some(destination.clone()),
+        destination: destination.clone(),
         verify_before_restore: args.verify,
         overwrite_reason: args.overwrite_reason,
+        paths: args.paths,
+        include: args.include,
+        in_place: args.in_place,
+        delete: args.delete,
+        dry_run: args.dry_run,
+        ..CreateRestore::default()
     };
     match named {
         Named::Backup(id) => request.backup_id = Some(id),
@@ -38,9 +44,10 @@ pub(crate) async fn run(client: &Client, args: RestoreArgs) -> anyhow::Result<Ou
         .post::<RestoreCreated>(&["api", "v1", "restore", "create"], Some(&request))
         .await?;
     if !args.json {
-        render::print(&created_text(&created.value, &destination))?;
+        render::print(&created_text(&created.value, destination.as_deref()))?;
     }
-    if !args.wait {
+    // What would be changed is the answer to a dry run.
+    if !args.wait && !args.dry_run {
         if args.json {
             print_json(&created)?;
         }
@@ -52,13 +59,67 @@ pub(crate) async fn run(client: &Client, args: RestoreArgs) -> anyhow::Result<Ou
     let mut outcome = Outcome::Done;
     for job in &jobs {
         outcome = outcome.max(outcome_of(&job.value));
-        if args.json {
-            print_json(job)?;
-        } else {
-            render::print(&end_of_job(&job.value))?;
+        let changes = changes(client, &job.value).await?;
+        match changes {
+            Some(changes) if args.json && args.dry_run => print_json(&changes)?,
+            _ if args.json => print_json(job)?,
+            Some(changes) => {
+                render::print(&end_of_job(&job.value))?;
+                render::print(&changes_text(&changes.value))?;
+            }
+            None => render::print(&end_of_job(&job.value))?,
         }
     }
     Ok(outcome)
+}
+
+/// What a restore of files changed, or would change.
+async fn changes(client: &Client, job: &JobView) -> Result<Option<Answer<RestoreChanges>>, ClientError> {
+    let is_tree = matches!(job.target, TargetKind::Files | TargetKind::Command);
+    if !is_tree || job.status != JobStatus::Completed {
+        return Ok(None);
+    }
+    client
+        .get(&["api", "v1", "jobs", &job.id.to_string(), "changes"])
+        .await
+        .map(Some)
+}
+
+fn changes_text(changes: &RestoreChanges) -> String {
+    let mut text = String::new();
+    for change in &changes.changes {
+        let reason = change
+            .reason
+            .as_deref()
+            .map(|reason| format!(": {}", render::safe(reason)));
+        text.push_str(&format!(
+            "{:8}  {}{}\n",
+            change.change.as_str(),
+            render::safe(&change.path),
+            reason.unwrap_or_default()
+        ));
+    }
+    if changes.more > 0 {
+        text.push_str(&format!("… and {} more\n", changes.more));
+    }
+    let counts = &changes.counts;
+    let counts = [
+        (counts.created, "created"),
+        (counts.replaced, "replaced"),
+        (counts.metadata, "with other metadata"),
+        (counts.deleted, "deleted"),
+        (counts.skipped, "skipped"),
+    ];
+    let counts = counts.map(|(count, what)| format!("{count} {what}")).join(", ");
+    let (would, place) = (
+        if changes.dry_run { "would be " } else { "" },
+        render::safe(&changes.destination),
+    );
+    text.push_str(&format!("{place}: {would}{counts}\n"));
+    if changes.dry_run {
+        text.push_str("nothing was changed\n");
+    }
+    text
 }
 
 /// A value, or the content of the file that `@FILE` names.
@@ -84,12 +145,9 @@ fn which(backup: Option<&str>, targets: Vec<String>) -> anyhow::Result<(String, 
     }
 }
 
-fn created_text(created: &RestoreCreated, destination: &str) -> String {
-    let mut text = format!(
-        "restore {} to {}\n",
-        created.restore_id,
-        render::safe(&without_password(destination))
-    );
+fn created_text(created: &RestoreCreated, destination: Option<&str>) -> String {
+    let place = destination.map_or_else(|| "where the target lies".to_owned(), without_password);
+    let mut text = format!("restore {} to {}\n", created.restore_id, render::safe(&place));
     for result in &created.validation_results {
         let state = if result.validated { "verified" } else { "NOT verified" };
         text.push_str(&format!(
@@ -139,9 +197,24 @@ mod tests {
             "validation_results": [{"backup_id": "bkp-20261121-090000Z-000000000001", "validated": false, "detail": "never"}]
         }))
         .unwrap();
-        let text = created_text(&created, "postgres://u:s3cret@h/db");
+        let text = created_text(&created, Some("postgres://u:s3cret@h/db"));
         assert!(!text.contains("s3cret") && text.contains("postgres://u@h/db"), "{text}");
         assert!(text.contains("NOT verified; never"), "{text}");
+    }
+
+    #[test]
+    fn a_dry_run_shows_each_change_and_nothing_that_a_terminal_would_obey() {
+        let changes: RestoreChanges = serde_json::from_value(serde_json::json!({
+            "dry_run": true, "destination": "/srv/x", "more": 7,
+            "counts": {"created": 8, "replaced": 0, "metadata": 1, "deleted": 2, "skipped": 1},
+            "changes": [{"change": "create", "path": "a\n\u{1b}[2J"}, {"change": "skip", "path": "s", "reason": "a socket"}]
+        }))
+        .unwrap();
+        assert_eq!(
+            changes_text(&changes),
+            "create    a\\n\\u{1b}[2J\nskip      s: a socket\n… and 7 more\n\
+             /srv/x: would be 8 created, 0 replaced, 1 with other metadata, 2 deleted, 1 skipped\nnothing was changed\n"
+        );
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn updated(before: ScheduleSpec, args: ScheduleUpdateArgs) -> ScheduleSpec {
         name: before.name,
         cron_expression: args.cron.unwrap_or(before.cron_expression),
         timezone: args.timezone.unwrap_or(before.timezone),
-        backup_type: args.backup_type.unwrap_or(before.backup_type),
+        backup_type: args.backup_type.or(before.backup_type),
         targets: if args.targets.is_empty() {
             before.targets
         } else {
@@ -103,7 +103,7 @@ fn table(schedules: &[ScheduleView]) -> String {
             spec.cron_expression.clone(),
             spec.timezone.clone(),
             spec.targets.join(","),
-            spec.backup_type.to_string(),
+            render::or_none(spec.backup_type, |kind| kind.to_string()),
             render::yes_no(spec.enabled).to_owned(),
             render::or_none(schedule.next_run, render::time),
             render::or_none(schedule.last_run, render::time),
@@ -136,7 +136,7 @@ mod tests {
             name: "nightly".to_owned(),
             cron_expression: "30 2 * * *".to_owned(),
             timezone: "Europe/Berlin".to_owned(),
-            backup_type: strongroom_proto::BackupType::Full,
+            backup_type: Some(strongroom_proto::BackupType::Full),
             targets: vec!["orders-db".to_owned()],
             retention_days: Some(30),
             enabled: false,

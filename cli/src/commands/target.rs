@@ -15,7 +15,7 @@ use strongroom_runtime::{Loaded, TargetBook, TargetConfig};
 use super::restore::value_or_file;
 use super::{Outcome, print_json};
 use crate::args::{TargetAddArgs, TargetCommand};
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::render;
 
 /// The coordinator looks at its targets about once a second.
@@ -55,13 +55,20 @@ pub(crate) async fn run(loaded: &Loaded, command: TargetCommand) -> anyhow::Resu
             render::print(&format!("Try it with: strongroom backup {name} --wait"))?;
         }
         TargetCommand::Remove(args) => {
-            let path = remove(loaded, &args.name)?;
-            let seen = seen_by_coordinator(loaded, &args.name, Listed::No).await;
-            render::print(&format!(
-                "removed {}{seen}; the backups of {} stay",
-                path.display(),
-                args.name
-            ))?;
+            let name = &args.name;
+            let what = if name.is_scenario() && !is_declared(loaded, name)? {
+                forget(&Client::new(loaded)?, name).await?;
+                format!("forgot {name} until it is deployed again")
+            } else {
+                let path = remove(loaded, name)?;
+                if name.is_scenario() {
+                    // It may have been deployed too. A coordinator that is away is named below.
+                    let _ = forget(&Client::new(loaded)?, name).await;
+                }
+                let seen = seen_by_coordinator(loaded, name, Listed::No).await;
+                format!("removed {}{seen}", path.display())
+            };
+            render::print(&format!("{what}; the backups of {name} stay"))?;
         }
     }
     Ok(Outcome::Done)
@@ -163,11 +170,21 @@ fn check_files(target: &TargetConfig) -> anyhow::Result<String> {
         entry.with_context(|| format!("read {}", path.display()))?;
         entries += 1;
     }
-    Ok(format!("{} can be read, {entries} entries at its top", path.display()))
+    let mut found = format!("{} can be read, {entries} entries at its top", path.display());
+    for hook in [&target.hooks.before, &target.hooks.after].into_iter().flatten() {
+        let program = hook.command.first().context("a hook names no program")?;
+        found.push_str(&format!("; its hook {} can be run", find_program(program)?.display()));
+    }
+    Ok(found)
 }
 
 fn check_command(target: &TargetConfig) -> anyhow::Result<String> {
     let program = target.program.as_deref().context("it has no program")?;
+    Ok(format!("{} can be run; it was not", find_program(program)?.display()))
+}
+
+/// Where a program lies that can be run.
+fn find_program(program: &str) -> anyhow::Result<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let candidates: Vec<PathBuf> = if program.contains('/') {
         vec![PathBuf::from(program)]
@@ -179,11 +196,11 @@ fn check_command(target: &TargetConfig) -> anyhow::Result<String> {
     let runs = |path: &&PathBuf| {
         std::fs::metadata(path).is_ok_and(|facts| facts.is_file() && facts.permissions().mode() & 0o111 != 0)
     };
-    let found = candidates
+    candidates
         .iter()
         .find(runs)
-        .with_context(|| format!("there is no program {program} that can be run"))?;
-    Ok(format!("{} can be run; it was not", found.display()))
+        .cloned()
+        .with_context(|| format!("there is no program {program} that can be run"))
 }
 
 /// The folder that targets are added to.
@@ -229,6 +246,23 @@ fn declaration(args: TargetAddArgs) -> anyhow::Result<Value> {
             .into_string()
             .map_err(|_| anyhow::anyhow!("a path is not UTF-8"))
     };
+    let hook = |command: Vec<String>| {
+        let mut hook = Map::from_iter([("command".to_owned(), Value::from(command))]);
+        hook.extend(
+            args.hook_timeout_seconds
+                .map(|seconds| ("timeout_seconds".to_owned(), seconds.into())),
+        );
+        Value::from(hook)
+    };
+    let hooks: Map<String, Value> = [("before", args.before), ("after", args.after)]
+        .into_iter()
+        .filter(|(_, command)| !command.is_empty())
+        .map(|(name, command)| (name.to_owned(), hook(command)))
+        .collect();
+    if hooks.is_empty() && args.hook_timeout_seconds.is_some() {
+        bail!("--hook-timeout-seconds needs --before or --after: there is nothing else it could limit");
+    }
+    let hooks = (!hooks.is_empty()).then(|| Value::from(hooks));
     let values = [
         ("surface", args.surface.map(Value::from)),
         ("pool", args.pool.map(Value::from)),
@@ -243,6 +277,11 @@ fn declaration(args: TargetAddArgs) -> anyhow::Result<Value> {
         ),
         ("large_table_bytes", args.large_table_bytes.map(Value::from)),
         ("path", args.path.map(path).transpose()?.map(Value::from)),
+        ("exclude", (!args.exclude.is_empty()).then(|| Value::from(args.exclude))),
+        ("one_file_system", args.one_file_system.then_some(Value::Bool(true))),
+        ("exclude_caches", args.exclude_caches.then_some(Value::Bool(true))),
+        ("max_file_bytes", args.max_file_bytes.map(Value::from)),
+        ("hooks", hooks),
         ("program", args.program.map(Value::from)),
         ("args", (!args.args.is_empty()).then(|| Value::from(args.args))),
         ("timeout_seconds", args.timeout_seconds.map(Value::from)),
@@ -296,6 +335,18 @@ fn remove(loaded: &Loaded, name: &TargetName) -> anyhow::Result<PathBuf> {
     )
 }
 
+/// Whether a file here declares it.
+fn is_declared(loaded: &Loaded, name: &TargetName) -> anyhow::Result<bool> {
+    let folder = loaded.config.targets_dir.as_deref();
+    let in_folder = folder.map(|folder| declared_in(folder, name)).transpose()?.flatten();
+    Ok(in_folder.is_some() || loaded.config.targets.contains_key(name))
+}
+
+/// Has the coordinator forget a scenario that was deployed.
+async fn forget(client: &Client, name: &TargetName) -> Result<(), ClientError> {
+    client.delete(&["api", "v1", "targets", name.as_str()]).await
+}
+
 fn declared_in(folder: &Path, name: &TargetName) -> anyhow::Result<Option<PathBuf>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -327,6 +378,7 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
     use clap::Parser as _;
+    use strongroom_runtime::HookConfig;
 
     fn loaded(folder: &Path) -> Loaded {
         let mut loaded = Loaded::defaults();
@@ -379,6 +431,32 @@ mod tests {
     }
 
     #[test]
+    fn the_options_of_a_tree_are_written_as_they_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let loaded = loaded(dir.path());
+        let words = "docs --kind files --path /srv --exclude *.tmp --exclude !keep.tmp --one-file-system \
+                     --exclude-caches --max-file-bytes 1000000 --before fsfreeze --before -f --before /srv \
+                     --after fsfreeze --after -u --after /srv --hook-timeout-seconds 9";
+        let words: Vec<&str> = words.split_whitespace().collect();
+        add(&loaded, add_args(&words)).unwrap();
+        let target = TargetBook::new(&loaded).unwrap().get(&"docs".parse().unwrap()).unwrap();
+        assert_eq!(target.exclude, ["*.tmp", "!keep.tmp"]);
+        assert!(target.one_file_system && target.exclude_caches);
+        assert_eq!(target.max_file_bytes, Some(1_000_000));
+        let (before, after) = (target.hooks.before.unwrap(), target.hooks.after.unwrap());
+        assert_eq!(before.command, ["fsfreeze", "-f", "/srv"]);
+        assert_eq!(after.command, ["fsfreeze", "-u", "/srv"]);
+        assert_eq!((before.timeout_seconds, after.timeout_seconds), (9, 9));
+        let useless = add_args(&["a", "--kind", "files", "--path", "/x", "--hook-timeout-seconds", "9"]);
+        assert!(
+            add(&loaded, useless)
+                .unwrap_err()
+                .to_string()
+                .contains("needs --before")
+        );
+    }
+
+    #[test]
     fn a_target_that_cannot_work_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let loaded = loaded(dir.path());
@@ -405,6 +483,13 @@ mod tests {
             .await
             .unwrap();
         assert!(found.ends_with("can be read, 0 entries at its top"), "{found}");
+        let mut hooked = files(dir.path().to_owned());
+        hooked.hooks.before = Some(HookConfig {
+            command: vec!["no-such-program".to_owned()],
+            ..HookConfig::default()
+        });
+        let error = check_target(&loaded, &name, hooked).await.unwrap_err();
+        assert!(format!("{error:#}").contains("no program no-such-program"), "{error:#}");
         let missing = check_target(&loaded, &name, files(dir.path().join("x")))
             .await
             .unwrap_err();

@@ -144,7 +144,7 @@ impl Demo {
 
     async fn create_backup(&self, client: &Client) -> anyhow::Result<BackupCreated> {
         let request = CreateBackup {
-            backup_type: BackupType::Full,
+            backup_type: Some(BackupType::Full),
             targets: vec![TARGET.to_owned()],
             description: Some("strongroom demo".to_owned()),
             retention_days: None,
@@ -168,13 +168,9 @@ impl Demo {
         let sample = self.sample()?;
         sample.drop_database(RESTORED_DATABASE).await?;
         let request = CreateRestore {
-            restore_point_id: None,
-            backup_job_id: None,
             backup_id: Some(job.backup_id.clone()),
-            targets: Vec::new(),
             destination: Some(sample.url(RESTORED_DATABASE)?.into()),
-            verify_before_restore: false,
-            overwrite_reason: None,
+            ..CreateRestore::default()
         };
         let path = ["api", "v1", "restore", "create"];
         let created = client

@@ -22,6 +22,10 @@ const FIRST_CONFIG: &str = "\
 #   documents:
 #     kind: files
 #     path: /srv/documents
+#     exclude: ['*.tmp', /cache/]
+#     hooks:
+#       before: {command: [systemctl, stop, documents], timeout_seconds: 60}
+#       after: {command: [systemctl, start, documents], timeout_seconds: 60}
 environment: standalone
 ";
 
@@ -59,6 +63,7 @@ impl Folder {
             ("nats", 0o700),
             ("logs", 0o700),
             ("scratch", 0o711),
+            ("cache", 0o700),
         ] {
             make(&folder.path(name), mode)?;
         }
@@ -112,6 +117,7 @@ impl Folder {
         options
             .flags
             .push(flag("worker.scratch_dir", self.path("scratch").display()));
+        options.flags.push(flag("cache_dir", self.path("cache").display()));
         Ok(Loaded::load(options)?)
     }
 

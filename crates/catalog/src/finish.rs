@@ -7,12 +7,11 @@ use std::time::Duration;
 use strongroom_proto::events::{
     Alert, Fact, JobCompleted, JobFailed, RestoreCompleted, RestoreFailed, VerifyCompleted, VerifyFailed,
 };
-use strongroom_proto::receipt::{
-    BackupReceipt, CheckOutcome, ReceiptStatus, RestoreReceipt, ValidationMethod, VerificationReceipt,
-};
+use strongroom_proto::receipt::{BackupReceipt, ReceiptStatus, RestoreReceipt, ValidationMethod, VerificationReceipt};
 use strongroom_proto::restore::RestoreChanges;
 use strongroom_proto::{Attempt, BackupId, JobId, JobKind, JobStatus, Sha256Digest, TargetName};
 
+use crate::intake::{failures, take_backup, take_restore, take_verification};
 use crate::jobs::{attempt_column, bytes_column, column, notify_jobs, parsed};
 use crate::triggers::storable;
 use crate::{AuditEntry, Catalog, CatalogError, audit, outbox};
@@ -118,22 +117,7 @@ impl Catalog {
         .map_err(failed)?;
         let Some(row) = row else { return Ok(Finish::Stale) };
         let ended = ended(&row)?;
-        put_receipt(&mut tx, "backup", id, &receipt.backup_id, done.sha256, receipt).await?;
-        sqlx::query(
-            "INSERT INTO backups (id, backup_id, type, target, target_identifier, destination, size_bytes, stored_bytes,
-                 started_at, completed_at, partial, receipt_sha256, retention_until)
-             SELECT id, backup_id, type, target, target_identifier, $2, size_bytes, stored_bytes, $3, $4, partial,
-                 checksum, retention_until
-             FROM backup_jobs WHERE id = $1
-             ON CONFLICT (backup_id) DO NOTHING",
-        )
-        .bind(id.as_uuid())
-        .bind(&done.vault_url)
-        .bind(receipt.started_at)
-        .bind(receipt.completed_at)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
+        take_backup(&mut tx, id, done).await?;
         let fact = Fact::JobCompleted(JobCompleted {
             job_id: id,
             status: JobStatus::Completed,
@@ -177,60 +161,7 @@ impl Catalog {
         .map_err(failed)?;
         let Some(row) = row else { return Ok(Finish::Stale) };
         let ended = ended(&row)?;
-        put_receipt(&mut tx, "verification", id, &receipt.backup_id, done.sha256, receipt).await?;
-        let method = receipt
-            .integrity
-            .validation_method
-            .filter(|_| passed)
-            .map(method_column);
-        let checks =
-            serde_json::to_value(&receipt.checks).map_err(|e| CatalogError::decode("verifications.checks", e))?;
-        sqlx::query(
-            "INSERT INTO verifications (job_id, backup_id, passed, method, completed_at, checks)
-             VALUES ($1, $2, $3, $4::validation_method, $5, $6) ON CONFLICT (job_id) DO NOTHING",
-        )
-        .bind(id.as_uuid())
-        .bind(receipt.backup_id.as_str())
-        .bind(passed)
-        .bind(method)
-        .bind(receipt.completed_at)
-        .bind(checks)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        // A backup that once passed and now does not is damaged: what is shown follows the last verification.
-        sqlx::query(
-            "UPDATE backups SET verified = $2, verified_at = CASE WHEN $2 THEN $3 END,
-                 validation_method = CASE WHEN $2 THEN $4::validation_method END, verification_error = $5
-             WHERE backup_id = $1",
-        )
-        .bind(receipt.backup_id.as_str())
-        .bind(passed)
-        .bind(receipt.completed_at)
-        .bind(method)
-        .bind((!passed).then_some(&failures))
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        if passed {
-            sqlx::query(
-                "UPDATE restore_points p SET verified = true, verification_date = $2
-                 WHERE $1 = ANY(p.backup_job_ids) AND NOT EXISTS (
-                     SELECT 1 FROM unnest(p.backup_job_ids) AS job LEFT JOIN backups b ON b.id = job
-                     WHERE NOT coalesce(b.verified, false))",
-            )
-            .bind(
-                sqlx::query_scalar::<_, uuid::Uuid>("SELECT id FROM backups WHERE backup_id = $1")
-                    .bind(receipt.backup_id.as_str())
-                    .fetch_optional(&mut *tx)
-                    .await
-                    .map_err(failed)?,
-            )
-            .bind(receipt.completed_at)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        }
+        take_verification(&mut tx, id, done).await?;
         let facts = if passed {
             vec![(
                 "completed",
@@ -282,7 +213,7 @@ impl Catalog {
         .map_err(failed)?;
         let Some(row) = row else { return Ok(Finish::Stale) };
         let ended = ended(&row)?;
-        put_receipt(&mut tx, "restore", id, &receipt.backup_id, done.sha256, receipt).await?;
+        take_restore(&mut tx, id, done).await?;
         end_restore(&mut tx, id, &ended, Some(&receipt.destination), None).await?;
         let fact = Fact::RestoreCompleted(RestoreCompleted {
             restore_id: id,
@@ -547,30 +478,6 @@ async fn announce_cancelled(tx: &mut Transaction<'_, Postgres>, id: JobId, ended
     announce(tx, id, ended, &[("failed", fact)]).await
 }
 
-async fn put_receipt(
-    connection: &mut PgConnection,
-    kind: &'static str,
-    id: JobId,
-    backup_id: &BackupId,
-    sha256: Sha256Digest,
-    receipt: &impl serde::Serialize,
-) -> Result<(), CatalogError> {
-    let body = serde_json::to_value(receipt).map_err(|e| CatalogError::decode("receipts.body", e))?;
-    sqlx::query(
-        "INSERT INTO receipts (sha256, kind, job_id, backup_id, body) VALUES ($1, $2::receipt_kind, $3, $4, $5)
-         ON CONFLICT DO NOTHING",
-    )
-    .bind(sha256.to_string())
-    .bind(kind)
-    .bind(id.as_uuid())
-    .bind(backup_id.as_str())
-    .bind(body)
-    .execute(connection)
-    .await
-    .map_err(|e| CatalogError::new("store a receipt", e))?;
-    Ok(())
-}
-
 pub(crate) fn changes_column(changes: &RestoreChanges) -> Result<serde_json::Value, CatalogError> {
     serde_json::to_value(changes).map_err(|e| CatalogError::decode("backup_jobs.changes", e))
 }
@@ -636,29 +543,6 @@ fn verification_failed(id: JobId, ended: &Ended, error: &str) -> Vec<(&'static s
         error: error.to_owned(),
     };
     vec![("failed", Fact::VerifyFailed(fact)), ("alert", Fact::Alert(alert))]
-}
-
-/// What did not pass, for a person.
-fn failures(receipt: &VerificationReceipt) -> String {
-    let lines: Vec<String> = receipt
-        .checks
-        .iter()
-        .filter(|check| check.outcome != CheckOutcome::Passed)
-        .map(|check| format!("{}: {}", check.name, check.detail))
-        .collect();
-    if lines.is_empty() {
-        "no check was made".to_owned()
-    } else {
-        lines.join("; ")
-    }
-}
-
-pub(crate) const fn method_column(method: ValidationMethod) -> &'static str {
-    match method {
-        ValidationMethod::Checksum => "checksum",
-        ValidationMethod::SpotRestore => "spot_restore",
-        ValidationMethod::FullRestoreTest => "full_restore_test",
-    }
 }
 
 fn seconds_text(from: Option<DateTime<Utc>>, to: DateTime<Utc>) -> String {

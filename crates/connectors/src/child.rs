@@ -1,7 +1,8 @@
 //! Child processes that die with the operation that started them.
 //!
 //! Invariants: dropping a [`ToolChild`] kills it with its whole process group and reaps it; of what it says on stderr
-//! the last lines are kept, never all; a secret that the tool repeats is masked before anything is kept.
+//! the last lines are kept, never all; a secret that the tool repeats is masked before anything is kept; what a tool
+//! leaves running behind it holds nobody up.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -9,15 +10,19 @@ use std::fmt;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 /// Lines of stderr that are kept.
 const STDERR_LINES_MAX: usize = 20;
 /// The longest line of stderr that is kept whole, in bytes.
 const STDERR_LINE_BYTES_MAX: usize = 4096;
+/// How long a tool's last words may take after its end: whoever it left running may hold the pipe open for ever.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 /// How much a pipe holds, so that the two sides need not wait for each other at every read.
 const PIPE_BYTES: usize = 1 << 20;
 
@@ -46,11 +51,13 @@ pub(crate) enum Input {
     Closed,
 }
 
-/// Whether a child's standard output is piped.
+/// Where a child's standard output goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Output {
     Piped,
     Discarded,
+    /// To its standard error: what it prints is only for people.
+    WithErrors,
 }
 
 /// Ends the tools of an operation from outside: an operation that waits for a tool that prints nothing looks at nothing
@@ -120,7 +127,18 @@ pub(crate) struct ToolChild {
     stop: Stop,
     child: Child,
     exited: bool,
-    stderr: Option<JoinHandle<ToolOutput>>,
+    said: Arc<Mutex<VecDeque<String>>>,
+    /// Closed when standard error is.
+    silent: Receiver<()>,
+}
+
+/// How a tool ended that had a time limit.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) status: ExitStatus,
+    pub(crate) output: ToolOutput,
+    /// Whether it was killed because its time was up.
+    pub(crate) timed_out: bool,
 }
 
 impl ToolChild {
@@ -135,17 +153,20 @@ impl ToolChild {
         if stop.is_stopped() {
             return Err(io::Error::other("the operation was told to stop"));
         }
-        let mut child = command
+        let (pipe, errors) = io::pipe()?;
+        let printed = match output {
+            Output::Piped => Stdio::piped(),
+            Output::Discarded => Stdio::null(),
+            Output::WithErrors => errors.try_clone()?.into(),
+        };
+        let child = command
             .process_group(0)
             .stdin(match input {
                 Input::Piped => Stdio::piped(),
                 Input::Closed => Stdio::null(),
             })
-            .stdout(match output {
-                Output::Piped => Stdio::piped(),
-                Output::Discarded => Stdio::null(),
-            })
-            .stderr(Stdio::piped())
+            .stdout(printed)
+            .stderr(errors)
             .spawn()?;
         // A smaller pipe is only slower: the limit for ordinary users may be lower than what is asked for.
         if let Some(stdout) = &child.stdout {
@@ -154,15 +175,21 @@ impl ToolChild {
         if let Some(stdin) = &child.stdin {
             let _ = rustix::pipe::fcntl_setpipe_size(stdin, PIPE_BYTES);
         }
-        let stderr = child
-            .stderr
-            .take()
-            .map(|pipe| std::thread::spawn(move || last_lines(pipe, secret.as_deref())));
+        let said = Arc::new(Mutex::new(VecDeque::new()));
+        let (speaking, silent) = channel();
+        std::thread::spawn({
+            let said = said.clone();
+            move || {
+                last_lines(pipe, secret.as_deref(), &said);
+                drop(speaking);
+            }
+        });
         let tool = Self {
             stop,
             child,
             exited: false,
-            stderr,
+            said,
+            silent,
         };
         if let Some(group) = tool.group() {
             tool.stop.add(group);
@@ -191,12 +218,38 @@ impl ToolChild {
         if let Some(group) = self.group() {
             self.stop.remove(group);
         }
-        let output = self
-            .stderr
-            .take()
-            .and_then(|thread| thread.join().ok())
-            .unwrap_or_default();
+        let _ = self.silent.recv_timeout(LAST_WORDS_WITHIN);
+        let lines = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let output = ToolOutput {
+            lines: lines.iter().cloned().collect(),
+        };
         Ok((status, output))
+    }
+
+    /// Waits for its end, and kills it with its whole process group when that takes too long.
+    pub(crate) fn wait_within(&mut self, limit: Duration) -> io::Result<Ending> {
+        let group = self.group();
+        let (done, watch) = channel::<()>();
+        let watcher = std::thread::spawn(move || {
+            let timed_out = matches!(watch.recv_timeout(limit), Err(RecvTimeoutError::Timeout));
+            if timed_out && let Some(group) = group {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            timed_out
+        });
+        // It stays unreaped until the watcher has ended: its number cannot be another's when it is killed.
+        if let Some(child) = group {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            while matches!(waitid(WaitId::Pid(child), options), Err(Errno::INTR)) {}
+        }
+        drop(done);
+        let timed_out = watcher.join().unwrap_or(false);
+        let (status, output) = self.wait()?;
+        Ok(Ending {
+            status,
+            output,
+            timed_out,
+        })
     }
 
     /// Kills it with its whole process group.
@@ -231,9 +284,8 @@ pub(crate) fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn last_lines(pipe: impl io::Read, secret: Option<&str>) -> ToolOutput {
+fn last_lines(pipe: impl io::Read, secret: Option<&str>, said: &Mutex<VecDeque<String>>) {
     let mut reader = BufReader::new(pipe);
-    let mut lines = VecDeque::new();
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -242,7 +294,7 @@ fn last_lines(pipe: impl io::Read, secret: Option<&str>) -> ToolOutput {
             .take(STDERR_LINE_BYTES_MAX as u64)
             .read_until(b'\n', &mut line);
         if !matches!(read, Ok(1..)) {
-            return ToolOutput { lines: lines.into() };
+            return;
         }
         let text = String::from_utf8_lossy(&line);
         let text = match secret {
@@ -253,6 +305,7 @@ fn last_lines(pipe: impl io::Read, secret: Option<&str>) -> ToolOutput {
         if text.is_empty() {
             continue;
         }
+        let mut lines = said.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == STDERR_LINES_MAX {
             lines.pop_front();
         }
@@ -314,6 +367,32 @@ mod tests {
             );
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_tool_that_takes_too_long_is_killed_and_its_words_are_kept() {
+        // A machine under load may need the longer limit to get to the words.
+        let ending = [1, 20].map(Duration::from_secs).into_iter().find_map(|limit| {
+            let script = "echo waiting for the lock; sleep 600 & wait";
+            let mut child = ToolChild::spawn(shell(script), Input::Closed, Output::WithErrors, None).unwrap();
+            let ending = child.wait_within(limit).unwrap();
+            assert!(ending.timed_out);
+            (!ending.output.lines.is_empty()).then_some(ending)
+        });
+        let ending = ending.unwrap();
+        assert_eq!(ending.output.lines, ["waiting for the lock"]);
+        assert_eq!(describe(ending.status), "killed by signal 9");
+    }
+
+    #[test]
+    fn what_a_tool_leaves_running_holds_nobody_up() {
+        let script = "setsid sleep 600 & echo $!; exit 0";
+        let mut child = ToolChild::spawn(shell(script), Input::Closed, Output::WithErrors, None).unwrap();
+        let ending = child.wait_within(Duration::from_secs(300)).unwrap();
+        assert!(ending.status.success() && !ending.timed_out);
+        let left = Pid::from_raw(ending.output.lines[0].parse().unwrap()).unwrap();
+        // It is still there, and so is its end of the pipe.
+        rustix::process::kill_process(left, Signal::KILL).unwrap();
     }
 
     #[test]

@@ -230,6 +230,10 @@ impl EntrySink for AsFile<'_> {
         self.0.write(bytes)
     }
 
+    fn hole(&mut self, bytes: u64) -> io::Result<()> {
+        self.0.hole(bytes)
+    }
+
     fn end(&mut self) -> io::Result<()> {
         self.0.end()
     }

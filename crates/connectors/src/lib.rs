@@ -12,6 +12,7 @@
 mod child;
 pub mod command;
 pub mod files;
+pub mod hook;
 pub mod postgres;
 
 pub use child::Stop;

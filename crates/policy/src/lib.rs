@@ -7,8 +7,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod backup_type;
 pub mod estimate;
 pub mod lifecycle;
+pub mod rate;
 pub mod retry;
 pub mod schedule;
 pub mod selector;

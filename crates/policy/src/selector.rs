@@ -8,9 +8,6 @@ use strongroom_proto::{TargetKind, TargetName};
 /// The longest list of known targets that an error shows.
 const KNOWN_SHOWN: usize = 50;
 
-/// The prefix of targets that are a scenario's files.
-const SCENARIO_PREFIX: &str = "scenario/";
-
 /// Words that stand for every target of a kind.
 const KIND_WORDS: &[(&str, TargetKind)] = &[
     ("postgres", TargetKind::Postgres),
@@ -114,7 +111,7 @@ fn resolve<'a>(known: &'a [(TargetName, TargetKind)], word: &str) -> Result<Vec<
         let scenarios_only = word == "scenarios";
         let of_kind = known
             .iter()
-            .filter(|(name, k)| k == kind && (!scenarios_only || name.as_str().starts_with(SCENARIO_PREFIX)));
+            .filter(|(name, k)| k == kind && (!scenarios_only || name.is_scenario()));
         return some(of_kind.map(|(name, _)| name), Miss::NoneOfKind);
     }
     if word.contains(['*', '?']) {

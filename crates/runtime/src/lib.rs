@@ -11,7 +11,9 @@ pub mod shutdown;
 pub mod targets;
 pub mod telemetry;
 
-pub use config::{Config, ConfigError, LoadOptions, Loaded, Origin, Secret, SecretUrl, TargetConfig};
+pub use config::{
+    Config, ConfigError, HookConfig, HooksConfig, LoadOptions, Loaded, Origin, Secret, SecretUrl, TargetConfig,
+};
 pub use entry::service_main;
 pub use shutdown::Shutdown;
 pub use targets::TargetBook;

@@ -4,19 +4,21 @@
 //! told to stop and its outcome changes nothing; a panic is an outcome; shutdown spends no attempt.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use strongroom_bus::{Bus, ConsumerSpec, Delivery, consume};
 use strongroom_catalog::{
     Catalog, CatalogError, ClaimedJob, Finish, FinishedBackup, FinishedRestore, FinishedVerification, LeaseState,
 };
 use strongroom_outbox::Relay;
+use strongroom_policy::rate::Rate;
 use strongroom_policy::retry::{self, RetryDecision, RetryRules};
-use strongroom_proto::Attempt;
+use strongroom_proto::restore::RestoreChanges;
 use strongroom_proto::subjects::{self, WorkService};
 use strongroom_proto::work::WorkMessage;
+use strongroom_proto::{Attempt, Progress as Reported};
 use strongroom_runtime::entry::one_line;
 use strongroom_runtime::telemetry;
 use tokio_util::sync::CancellationToken;
@@ -65,6 +67,8 @@ pub enum Outcome {
     Verification(Box<FinishedVerification>),
     /// The restore has its receipt.
     Restore(Box<FinishedRestore>),
+    /// A restore that was to change nothing says what it would have changed.
+    DryRun(Box<RestoreChanges>),
     /// Another attempt may succeed.
     Retry(String),
     /// No other attempt will succeed before somebody changes something.
@@ -84,11 +88,26 @@ pub enum StopReason {
     Shutdown,
 }
 
-/// Bytes done and expected; written by the handler, read by the heartbeat.
-#[derive(Debug, Default)]
+/// What is done and expected; written by the handler, read by the heartbeat.
+#[derive(Debug)]
 pub struct Progress {
     done_bytes: AtomicU64,
+    done_files: AtomicU64,
     total_bytes: AtomicU64,
+    began: Instant,
+    rate: Mutex<Rate>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            done_bytes: AtomicU64::new(0),
+            done_files: AtomicU64::new(0),
+            total_bytes: AtomicU64::new(0),
+            began: Instant::now(),
+            rate: Mutex::default(),
+        }
+    }
 }
 
 impl Progress {
@@ -96,13 +115,24 @@ impl Progress {
     pub fn add(&self, bytes: u64) {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
-    /// Says how many are expected; 0 for unknown.
+    /// Counts a file, a directory or another entry of a tree.
+    pub fn add_file(&self) {
+        self.done_files.fetch_add(1, Ordering::Relaxed);
+    }
+    /// Says how many bytes are expected; 0 for unknown.
     pub fn expect(&self, bytes: u64) {
         self.total_bytes.store(bytes, Ordering::Relaxed);
     }
-    fn read(&self) -> (u64, Option<u64>) {
+    fn read(&self) -> Reported {
+        let bytes = self.done_bytes.load(Ordering::Relaxed);
         let total = self.total_bytes.load(Ordering::Relaxed);
-        (self.done_bytes.load(Ordering::Relaxed), (total > 0).then_some(total))
+        let rate = self
+            .rate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .add(self.began.elapsed(), bytes);
+        let files = self.done_files.load(Ordering::Relaxed);
+        Reported::new(bytes, files, (total > 0).then_some(total), rate)
     }
 }
 
@@ -135,10 +165,10 @@ impl AttemptContext {
     /// Whether this attempt still holds the job at this moment; asked right before something is committed elsewhere.
     /// An unreachable catalog cannot have given the job to anybody else either.
     pub async fn holds_lease(&self, job: &ClaimedJob) -> bool {
-        let (done, total) = self.progress.read();
+        let progress = self.progress.read();
         match self
             .catalog
-            .renew(job.id, job.attempt, self.lease_seconds, done, total)
+            .renew(job.id, job.attempt, self.lease_seconds, &progress)
             .await
         {
             Ok(state) => state == LeaseState::Held,
@@ -315,10 +345,10 @@ impl<H: JobHandler> Worker<H> {
                 () = self.interrupt.cancelled(), if !context.stop.is_cancelled() => stop(StopReason::Shutdown),
                 () = tokio::time::sleep(every) => {}
             }
-            let (done, total) = context.progress.read();
+            let progress = context.progress.read();
             let renewal = self
                 .catalog
-                .renew(job.id, job.attempt, self.options.lease_seconds, done, total);
+                .renew(job.id, job.attempt, self.options.lease_seconds, &progress);
             let Ok(renewed) = tokio::time::timeout(RENEWAL, renewal).await else {
                 tracing::info!("lease not renewed in time, trying again");
                 continue;
@@ -388,6 +418,7 @@ impl<H: JobHandler> Worker<H> {
             }
             Outcome::Verification(done) => ("disproven", catalog.finish_verification(id, attempt, done).await?),
             Outcome::Restore(done) => ("restored", catalog.finish_restore(id, attempt, done).await?),
+            Outcome::DryRun(changes) => ("tried", catalog.finish_dry_run(id, attempt, changes).await?),
             Outcome::Stopped => match reason {
                 Some(StopReason::Cancelled) => ("cancelled", catalog.cancelled(id, attempt).await?),
                 Some(StopReason::Shutdown) | None => ("interrupted", catalog.interrupt(id, attempt).await?),

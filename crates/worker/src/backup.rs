@@ -3,10 +3,12 @@
 //! The receipt is create-if-absent and written last. An attempt that finds another's receipt adopts it: the backup
 //! exists, and there is one of it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::Utc;
-use strongroom_catalog::{ClaimedJob, FinishedBackup};
+use strongroom_catalog::{Catalog, ClaimedJob, FinishedBackup};
+use strongroom_proto::TargetKind;
 use strongroom_proto::manifest::BackupSink;
 use strongroom_proto::receipt::{
     BACKUP_RECEIPT_SCHEMA, BackupReceipt, Git, Integrity, Method, Missing, ReceiptStatus, SourceFacts,
@@ -15,6 +17,7 @@ use strongroom_runtime::Config;
 use strongroom_runtime::entry::one_line;
 use strongroom_vault::{BackupWriter, ChunkIndex, Committed, CommittedReceipt, Sealed, WriterKey};
 
+use crate::chunks::CatalogChunks;
 use crate::{AttemptContext, Outcome, Vaulted, WatchedSink, writer_key};
 
 /// What a service that writes backups holds: the vault, the writer key, its signature. No identity.
@@ -23,6 +26,7 @@ pub struct Writing {
     vaulted: Vaulted,
     writer_key: Arc<WriterKey>,
     index: Arc<ChunkIndex>,
+    cache_dir: PathBuf,
     environment: String,
     git: Option<Git>,
 }
@@ -55,11 +59,12 @@ pub struct TakeError {
 }
 
 impl Writing {
-    /// Opens the vault for writing.
-    pub async fn open(config: &Config, principal: &str) -> anyhow::Result<Self> {
+    /// Opens the vault for writing; chunks are looked up in the catalog.
+    pub async fn open(config: &Config, principal: &str, catalog: &Catalog) -> anyhow::Result<Self> {
         let vaulted = Vaulted::open(config, principal).await?;
         let writer_key = Arc::new(writer_key(config)?);
-        let index = Arc::new(ChunkIndex::new(&vaulted.vault, &writer_key));
+        let chunks = Arc::new(CatalogChunks(catalog.clone()));
+        let index = Arc::new(ChunkIndex::in_table(&vaulted.vault, &writer_key, chunks));
         let git = config.git.as_ref().map(|git| Git {
             repo: git.repo.clone(),
             sha: git.sha.clone(),
@@ -69,6 +74,7 @@ impl Writing {
             vaulted,
             writer_key,
             index,
+            cache_dir: config.cache_dir.clone(),
             environment: config.environment.clone(),
             git,
         })
@@ -145,6 +151,13 @@ impl Writing {
             runtime,
         )
         .map_err(writer_failed)?;
+        if job.target_kind == TargetKind::Files {
+            let vault = self.vaulted.vault.id();
+            // A target's name has no tilde.
+            let name = job.target.as_str().replace('/', "~");
+            let path = self.cache_dir.join(vault.to_string()).join(format!("{name}.files"));
+            writer = writer.with_cache(&path, &self.writer_key);
+        }
         let taken = take(&mut WatchedSink::new(&mut writer, context), context)?;
         let sealed = writer.finish().map_err(writer_failed)?;
         Ok((sealed, taken))
@@ -161,8 +174,8 @@ impl Writing {
         let git = job
             .metadata
             .get("git")
-            .and_then(|git| serde_json::from_value(git.clone()).ok())
-            .unwrap_or(self.git.clone());
+            .and_then(|git| serde_json::from_value::<Git>(git.clone()).ok())
+            .or_else(|| self.git.clone());
         BackupReceipt {
             schema: BACKUP_RECEIPT_SCHEMA.to_owned(),
             backup_id: job.backup_id.clone(),

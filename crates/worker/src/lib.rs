@@ -7,6 +7,7 @@
 
 mod attempt;
 mod backup;
+mod chunks;
 mod service;
 mod watched;
 

@@ -1,13 +1,17 @@
 //! Admission: what is asked for becomes jobs, or a refusal that says what would have been right.
 
 use chrono::{DateTime, Duration, Utc};
+use serde_json::json;
 use strongroom_catalog::{CatalogError, CreateOutcome, JobRequest, Origin};
+use strongroom_policy::backup_type;
 use strongroom_policy::selector::{self, SelectError};
-use strongroom_proto::api::{BackupView, CreateBackup, CreateRestore, without_password};
+use strongroom_proto::api::{BackupView, CreateBackup, CreateRestore};
 use strongroom_proto::events::{Ask, ScenarioDeployed, SchemaUpdated};
 use strongroom_proto::{BackupId, BackupType, JobId, JobKind, TargetKind, TargetName};
 
-use crate::Coordinator;
+use strongroom_runtime::TargetConfig;
+
+use crate::{Coordinator, restores};
 
 /// The pool whose workers verify: they need the vault and scratch space, not the target.
 const VERIFY_POOL: &str = "default";
@@ -35,17 +39,32 @@ pub(crate) enum Refusal {
 impl Coordinator {
     /// Creates the jobs that a trigger asks for, and sees to their dispatch.
     pub(crate) async fn admit(&self, ask: &Ask, origin: &Origin) -> Result<CreateOutcome, Refusal> {
-        let requests = self.requests(ask)?;
+        let requests = self.requests(ask).await?;
         self.create(origin, &requests).await
     }
 
     /// The jobs that a trigger asks for.
-    pub(crate) fn requests(&self, ask: &Ask) -> Result<Vec<JobRequest>, Refusal> {
+    pub(crate) async fn requests(&self, ask: &Ask) -> Result<Vec<JobRequest>, Refusal> {
         match ask {
-            Ask::Backup(ask) => self.backups(ask),
+            Ask::Backup(ask) => self.backups(ask).await,
             Ask::Scenario(ask) => Ok(vec![self.scenario(ask)?]),
-            Ask::Schema(ask) => self.schema(ask),
+            Ask::Schema(ask) => self.schema(ask).await,
         }
+    }
+
+    /// Every target there is, by name: those that are declared, and the scenarios that were deployed, which are made
+    /// of the template.
+    pub(crate) async fn known_targets(&self) -> Result<Vec<(TargetName, TargetConfig)>, CatalogError> {
+        let mut known = self.targets.all();
+        if let Some(template) = &self.loaded.config.scenario {
+            for scenario in self.catalog.scenarios().await? {
+                if known.iter().all(|(name, _)| *name != scenario.target) {
+                    known.push((scenario.target, template.target(scenario.path.into())));
+                }
+            }
+            known.sort_by(|(a, _), (b, _)| a.cmp(b));
+        }
+        Ok(known)
     }
 
     /// Creates jobs and sees to their dispatch.
@@ -55,21 +74,26 @@ impl Coordinator {
         Ok(outcome)
     }
 
-    fn backups(&self, ask: &CreateBackup) -> Result<Vec<JobRequest>, Refusal> {
-        let known = self.targets.all();
+    async fn backups(&self, ask: &CreateBackup) -> Result<Vec<JobRequest>, Refusal> {
+        let known = self.known_targets().await?;
         let kinds: Vec<(TargetName, TargetKind)> =
             known.iter().map(|(name, target)| (name.clone(), target.kind)).collect();
         let names = selector::select(&kinds, &ask.targets)?;
         check_retention(ask.retention_days)?;
         let now = Utc::now();
-        let metadata = serde_json::json!({ "description": ask.description, "git": ask.git });
+        let metadata = json!({ "description": ask.description, "git": ask.git });
         Ok(names
             .into_iter()
             .filter_map(|name| known.iter().find(|(known, _)| *known == name))
             .map(|(name, target)| {
-                let request = backup_request(name.clone(), target.kind, target.pool.clone(), ask.backup_type, now);
+                let backup_type = backup_type::or_usual(ask.backup_type, target.kind);
+                let request = backup_request(name.clone(), target.kind, target.pool.clone(), backup_type, now);
+                // The worker knows what is declared; a scenario's folder it has to be told.
+                let declared = self.targets.get(name).is_some();
+                let path = target.path.as_ref().filter(|_| !declared);
                 JobRequest {
                     metadata: metadata.clone(),
+                    params: path.map_or_else(|| json!({}), |path| json!({ "path": path })),
                     retention_until: ask.retention_days.map(|days| now + Duration::days(i64::from(days))),
                     ..request
                 }
@@ -100,15 +124,23 @@ impl Coordinator {
                 template.pool.clone()
             }
         };
-        let request = backup_request(name, TargetKind::Files, pool, BackupType::Full, Utc::now());
+        let backup_type = backup_type::or_usual(None, TargetKind::Files);
+        let request = backup_request(name, TargetKind::Files, pool, backup_type, Utc::now());
+        let description = match &ask.version {
+            Some(version) => format!("scenario {}, version {version}", ask.scenario),
+            None => format!("scenario {}", ask.scenario),
+        };
         Ok(JobRequest {
-            metadata: serde_json::json!({ "scenario": ask.scenario, "git": ask.git }),
-            params: serde_json::json!({ "path": ask.path }),
+            metadata: json!({
+                "description": description, "scenario": ask.scenario, "version": ask.version, "git": ask.git,
+            }),
+            params: json!({ "path": ask.path }),
+            scenario_path: Some(ask.path.clone()),
             ..request
         })
     }
 
-    fn schema(&self, ask: &SchemaUpdated) -> Result<Vec<JobRequest>, Refusal> {
+    async fn schema(&self, ask: &SchemaUpdated) -> Result<Vec<JobRequest>, Refusal> {
         let mut words = ask.targets.clone();
         let known = self.targets.all();
         for database in ask.database.iter().chain(&ask.databases) {
@@ -139,12 +171,13 @@ impl Coordinator {
             }
         }
         self.backups(&CreateBackup {
-            backup_type: BackupType::Incremental,
+            backup_type: Some(BackupType::Incremental),
             targets: words,
             description: Some("schema updated".to_owned()),
             retention_days: None,
             git: None,
         })
+        .await
     }
 
     /// The backup that a text names: a backup id, or the id of the job that made it.
@@ -207,40 +240,18 @@ impl Coordinator {
                 backup.backup_id, backup.target
             )));
         }
-        let destination = ask
-            .destination
-            .as_deref()
-            .map(str::trim)
-            .filter(|d| !d.is_empty())
-            .ok_or_else(|| {
-                Refusal::Invalid(
-                    "no destination is given: name the database (postgres://host/db) or the folder to restore into"
-                        .into(),
-                )
-            })?;
-        check_destination(backup.target_kind, destination)?;
-        if ask
-            .overwrite_reason
-            .as_deref()
-            .is_some_and(|reason| reason.trim().is_empty())
-        {
-            return Err(Refusal::Invalid(
-                "overwrite_reason is empty: write down why the destination may be written over".into(),
-            ));
-        }
-        let pool = self
-            .targets
-            .get(&backup.target)
-            .map_or_else(|| VERIFY_POOL.to_owned(), |target| target.pool);
+        let destination = restores::check(ask, backup.target_kind)?;
+        let known = self.known_targets().await?;
+        let pool = known
+            .into_iter()
+            .find(|(name, _)| *name == backup.target)
+            .map_or_else(|| VERIFY_POOL.to_owned(), |(_, target)| target.pool);
         let request = JobRequest {
             kind: JobKind::Restore,
             backup_id: backup.backup_id.clone(),
-            params: serde_json::json!({
-                "destination": without_password(destination),
-                "overwrite_reason": ask.overwrite_reason,
-                "verify_before_restore": ask.verify_before_restore,
-            }),
-            secret: Some(destination.to_owned()),
+            params: restores::params(ask, destination.as_deref()),
+            metadata: restores::metadata(ask),
+            secret: destination,
             ..backup_request(
                 backup.target.clone(),
                 backup.target_kind,
@@ -270,31 +281,6 @@ fn database_of(url: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-fn check_destination(kind: TargetKind, destination: &str) -> Result<(), Refusal> {
-    let database = destination.starts_with("postgres://") || destination.starts_with("postgresql://");
-    match kind {
-        TargetKind::Postgres => {
-            let url = url::Url::parse(destination).ok().filter(|_| database);
-            match url {
-                Some(url) if url.path().trim_start_matches('/').is_empty() => Err(Refusal::Invalid(
-                    "the destination names no database: write it as postgres://user@host:port/database".into(),
-                )),
-                Some(_) => Ok(()),
-                None => Err(Refusal::Invalid(
-                    "the backup is of a database: write the destination as postgres://user@host:port/database".into(),
-                )),
-            }
-        }
-        _ if database => Err(Refusal::Invalid(
-            "the backup is not of a database: give a folder as destination".into(),
-        )),
-        _ if std::path::Path::new(destination).is_absolute() => Ok(()),
-        _ => Err(Refusal::Invalid(format!(
-            "the destination {destination:?} is not an absolute path: the restorer works elsewhere"
-        ))),
-    }
-}
-
 fn backup_request(
     target: TargetName,
     target_kind: TargetKind,
@@ -312,8 +298,9 @@ fn backup_request(
         pool,
         backup_id: BackupId::for_job(id, now),
         retention_until: None,
-        metadata: serde_json::json!({}),
-        params: serde_json::json!({}),
+        metadata: json!({}),
+        params: json!({}),
         secret: None,
+        scenario_path: None,
     }
 }

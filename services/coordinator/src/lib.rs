@@ -9,6 +9,7 @@ mod admission;
 mod dispatcher;
 mod http;
 mod reconcile;
+mod restores;
 mod schedules;
 mod triggers;
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::Coordinator;
+use crate::admission::Refusal;
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -100,7 +101,7 @@ async fn serve(coordinator: &Coordinator, view: &ScheduleView) -> Result<(), str
         retention_days: view.spec.retention_days,
         git: None,
     };
-    match coordinator.requests(&Ask::Backup(ask)) {
+    match coordinator.requests(&Ask::Backup(ask)).await {
         Ok(requests) => {
             let catalog = &coordinator.catalog;
             let fired = catalog
@@ -111,6 +112,7 @@ async fn serve(coordinator: &Coordinator, view: &ScheduleView) -> Result<(), str
                 coordinator.dispatch.notify_one();
             }
         }
+        Err(Refusal::Catalog(error)) => return Err(error),
         Err(refusal) => {
             let reason = format!("schedule {:?}: {}", view.spec.name, one_line(&refusal));
             if coordinator

@@ -21,8 +21,8 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// Runs the dumper until `shutdown`.
 pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let writing = Writing::open(&loaded.config, "dumper").await?;
     let service = Service::connect(&loaded, WorkService::Dump).await?;
+    let writing = Writing::open(&loaded.config, "dumper", &service.catalog).await?;
     let dumper = Dumper {
         writing,
         targets: service.targets.clone(),

@@ -3,32 +3,41 @@
 //! A destination that is not empty is refused unless the request says in writing why it may be written over; the
 //! audit log keeps the reason.
 
-use std::path::Path;
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod params;
+mod tree;
+
 use std::sync::Arc;
 
 use chrono::Utc;
-use serde::Deserialize;
 use strongroom_catalog::{ClaimedJob, FinishedRestore};
 use strongroom_connectors::Stop;
 use strongroom_connectors::command::OutputAsFile;
-use strongroom_connectors::files::{self, FilesRestore};
+use strongroom_connectors::files;
 use strongroom_connectors::postgres::{self, DrillConfig, PostgresTarget, RestoreOptions};
 use strongroom_proto::TargetKind;
+use strongroom_proto::api::without_password;
 use strongroom_proto::manifest::EntrySource;
-use strongroom_proto::receipt::{Check, CheckOutcome, RESTORE_RECEIPT_SCHEMA, RestoreReceipt};
+use strongroom_proto::receipt::{Check, CheckOutcome, Missing, RESTORE_RECEIPT_SCHEMA, RestoreReceipt};
+use strongroom_proto::restore::RestoreChanges;
 use strongroom_proto::subjects::WorkService;
-use strongroom_runtime::Loaded;
 use strongroom_runtime::entry::one_line;
+use strongroom_runtime::{Loaded, TargetBook};
 use strongroom_vault::{BackupReader, CommitError, Identity};
 use strongroom_worker::{
     AttemptContext, JobHandler, Outcome, Service, Vaulted, WatchedSource, failed, identity, software,
 };
 use tokio_util::sync::CancellationToken;
 
+use params::Params;
+
 /// Runs the restorer until `shutdown`.
 pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = &loaded.config;
+    let service = Service::connect(&loaded, WorkService::Restore).await?;
     let restorer = Restorer {
+        targets: service.targets.clone(),
         vaulted: Vaulted::open(config, "restorer").await?,
         identity: Arc::new(identity(config)?),
         drill: DrillConfig {
@@ -36,29 +45,25 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
             bin_dirs: config.worker.pg_bin_dirs.clone(),
         },
     };
-    let service = Service::connect(&loaded, WorkService::Restore).await?;
     service.work(restorer, shutdown).await;
     Ok(())
 }
 
 struct Restorer {
+    targets: TargetBook,
     vaulted: Vaulted,
     identity: Arc<Identity>,
     drill: DrillConfig,
-}
-
-/// What the request said, beside the destination, which may hold a password and so comes apart.
-#[derive(Debug, Clone, Deserialize)]
-struct Params {
-    destination: String,
-    overwrite_reason: Option<String>,
-    verify_before_restore: bool,
 }
 
 struct Restored {
     bytes: u64,
     checks: Vec<Check>,
     notes: String,
+    /// For a tree of files.
+    changes: Option<RestoreChanges>,
+    /// What could not be restored, whole or in part.
+    skipped: Vec<Missing>,
 }
 
 struct RestoreFailed {
@@ -68,7 +73,7 @@ struct RestoreFailed {
 
 impl JobHandler for Restorer {
     async fn handle(&self, job: ClaimedJob, context: AttemptContext) -> Outcome {
-        let params: Params = match serde_json::from_value(job.params.clone()) {
+        let mut params: Params = match serde_json::from_value(job.params.clone()) {
             Ok(params) => params,
             Err(error) => return Outcome::Failed(format!("the restore's parameters are not understood: {error}")),
         };
@@ -78,10 +83,9 @@ impl JobHandler for Restorer {
             Ok(Some((receipt, sha256))) => return Outcome::Restore(Box::new(FinishedRestore { receipt, sha256 })),
             Err(error) => return failed(error.is_retryable(), one_line(&error)),
         }
-        let destination = job.secret.clone().unwrap_or_else(|| params.destination.clone());
         let vault = &self.vaulted.vault;
-        match vault.receipt(&job.backup_id).await {
-            Ok(Some(found)) => context.progress.expect(found.receipt.totals.content_bytes),
+        let backup = match vault.receipt(&job.backup_id).await {
+            Ok(Some(found)) => found.receipt,
             Ok(None) => {
                 return Outcome::Failed(format!(
                     "backup {} has no receipt in the vault {}",
@@ -90,9 +94,18 @@ impl JobHandler for Restorer {
                 ));
             }
             Err(error) => return failed(error.is_retryable(), one_line(&error)),
+        };
+        if params.writes_everything() {
+            context.progress.expect(backup.totals.content_bytes);
         }
-        // What is there is written over only for a backup whose every object is as it was stored.
-        if params.overwrite_reason.is_some() {
+        let destination = match params.destination(&job, &backup, self.targets.get(&job.target)) {
+            Ok(destination) => destination,
+            Err(reason) => return Outcome::Failed(reason),
+        };
+        params.destination = without_password(&destination);
+        // What is there is written over only for a backup whose every object is as it was stored. In place, each file
+        // takes the place of another only when it has been found to be whole.
+        if params.overwrite_reason.is_some() && !params.dry_run {
             match vault.check(&job.backup_id).await {
                 Ok(report) if report.is_sound() => {}
                 Ok(report) => {
@@ -132,6 +145,9 @@ impl JobHandler for Restorer {
                 bad.name, bad.detail
             ));
         }
+        if params.dry_run {
+            return Outcome::DryRun(Box::new(restored.changes.unwrap_or_default()));
+        }
         if !context.holds_lease(&job).await {
             return Outcome::Stopped;
         }
@@ -152,6 +168,9 @@ impl Restorer {
             completed_at: Utc::now(),
             success: true,
             restored_bytes: restored.bytes,
+            selected: params.selected,
+            changes: restored.changes.map(|changes| changes.counts),
+            skipped: restored.skipped,
             checks: restored.checks,
             operator: job.operator.clone(),
             software: software(),
@@ -180,38 +199,39 @@ fn restore(
         let stop = stop.clone();
         move || stop.stop()
     });
-    stop.run(|| checked_restore(&source, kind, destination, params, second_attempt, drill))
-}
-
-fn checked_restore(
-    source: &dyn EntrySource,
-    kind: TargetKind,
-    destination: &str,
-    params: &Params,
-    second_attempt: bool,
-    drill: &DrillConfig,
-) -> Result<Restored, RestoreFailed> {
-    if params.verify_before_restore {
-        verify_first(source, kind, drill)?;
-    }
-    let allow_non_empty = params.overwrite_reason.is_some();
-    let restored = match kind {
-        TargetKind::Postgres => into_database(source, destination, allow_non_empty, drill),
-        TargetKind::Files => into_folder(source, Path::new(destination), allow_non_empty),
-        TargetKind::Command => into_folder(&OutputAsFile(source), Path::new(destination), allow_non_empty),
-        TargetKind::Bucket | TargetKind::Config => Err(RestoreFailed {
-            message: format!("backups of kind {kind} cannot be restored by this version: upgrade the restorer"),
-            retryable: false,
-        }),
-    };
-    restored.map_err(|mut error| {
-        if second_attempt && !error.retryable && !allow_non_empty {
+    stop.run(|| {
+        if params.verify_before_restore {
+            verify_first(&source, kind, drill)?;
+        }
+        restore_into(&source, kind, destination, params, drill, context)
+    })
+    .map_err(|mut error| {
+        if second_attempt && !error.retryable && params.needs_empty_destination() {
             error
                 .message
                 .push_str("; an earlier attempt of this restore may have begun: look at the destination");
         }
         error
     })
+}
+
+fn restore_into(
+    source: &dyn EntrySource,
+    kind: TargetKind,
+    destination: &str,
+    params: &Params,
+    drill: &DrillConfig,
+    context: &AttemptContext,
+) -> Result<Restored, RestoreFailed> {
+    match kind {
+        TargetKind::Postgres => into_database(source, destination, params.overwrite_reason.is_some(), drill),
+        TargetKind::Files => tree::restore(source, destination, params, context),
+        TargetKind::Command => tree::restore(&OutputAsFile(source), destination, params, context),
+        TargetKind::Bucket | TargetKind::Config => Err(RestoreFailed {
+            message: format!("backups of kind {kind} cannot be restored by this version: upgrade the restorer"),
+            retryable: false,
+        }),
+    }
 }
 
 /// Restores into scratch space first, and goes on only when everything passes.
@@ -278,20 +298,7 @@ fn into_database(
         bytes: report.restored_bytes,
         checks: report.checks,
         notes: report.notes.join("; "),
-    })
-}
-
-fn into_folder(source: &dyn EntrySource, destination: &Path, allow_non_empty: bool) -> Result<Restored, RestoreFailed> {
-    let failed = |error: std::io::Error| RestoreFailed {
-        message: format!("restore into {}: {}", destination.display(), one_line(&error)),
-        retryable: false,
-    };
-    let mut restore = FilesRestore::create(destination, allow_non_empty).map_err(failed)?;
-    source.replay(&mut restore).map_err(failed)?;
-    let report = restore.finish().map_err(failed)?;
-    Ok(Restored {
-        bytes: report.bytes,
-        checks: Vec::new(),
-        notes: String::new(),
+        changes: None,
+        skipped: Vec::new(),
     })
 }

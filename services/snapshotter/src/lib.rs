@@ -1,36 +1,41 @@
 //! The snapshotter: file trees into the vault. It holds the writer key and no identity.
 
+mod source;
+
 use std::path::PathBuf;
 
-use strongroom_catalog::ClaimedJob;
-use strongroom_connectors::files;
+use strongroom_catalog::{Catalog, ClaimedJob};
 use strongroom_proto::TargetKind;
 use strongroom_proto::receipt::Method;
 use strongroom_proto::subjects::WorkService;
+use strongroom_runtime::config::ScenarioConfig;
 use strongroom_runtime::entry::one_line;
-use strongroom_runtime::{Loaded, TargetBook};
-use strongroom_worker::{AttemptContext, Description, JobHandler, Outcome, Service, TakeError, Taken, Writing};
+use strongroom_runtime::{Loaded, TargetBook, TargetConfig};
+use strongroom_worker::{AttemptContext, Description, JobHandler, Outcome, Service, Writing};
 use tokio_util::sync::CancellationToken;
+
+use source::Tree;
 
 /// Runs the snapshotter until `shutdown`.
 pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let writing = Writing::open(&loaded.config, "snapshotter").await?;
     let service = Service::connect(&loaded, WorkService::Snapshot).await?;
-    let scenario_surface = loaded.config.scenario.as_ref().map(|template| template.surface.clone());
+    let writing = Writing::open(&loaded.config, "snapshotter", &service.catalog).await?;
     let snapshotter = Snapshotter {
         writing,
         targets: service.targets.clone(),
-        scenario_surface,
+        catalog: service.catalog.clone(),
+        scenario: loaded.config.scenario.clone(),
     };
-    service.work(snapshotter, shutdown).await;
+    Box::pin(service.work(snapshotter, shutdown)).await;
     Ok(())
 }
 
 struct Snapshotter {
     writing: Writing,
     targets: TargetBook,
-    /// The surface of scenarios that were never configured; `None` where such are not taken.
-    scenario_surface: Option<String>,
+    catalog: Catalog,
+    /// What scenarios that were never configured are made of; `None` where such are not taken.
+    scenario: Option<ScenarioConfig>,
 }
 
 impl JobHandler for Snapshotter {
@@ -41,35 +46,44 @@ impl JobHandler for Snapshotter {
                 job.target, job.target_kind
             ));
         }
-        let configured = self.targets.get(&job.target);
-        // A scenario's folder comes with the event that deployed it.
-        let brought = job.params.get("path").and_then(|path| path.as_str()).map(PathBuf::from);
-        let surface = configured
-            .as_ref()
-            .map(|target| target.surface().to_owned())
-            .or_else(|| self.scenario_surface.clone());
-        let path = brought.or_else(|| configured.and_then(|target| target.path));
-        let (Some(path), Some(surface)) = (path, surface) else {
+        let Some(target) = self.target(&job) else {
             return Outcome::Failed(format!(
                 "target {} is not in this snapshotter's configuration: configure it here as on the coordinator",
                 job.target
             ));
         };
         let description = Description {
-            surface,
+            surface: target.surface().to_owned(),
             method: Method::Snapshot,
         };
-        self.writing
-            .back_up(&job, &context, description, move |sink, _| {
-                let report = files::snapshot(&path, sink).map_err(|e| TakeError {
-                    message: one_line(&e),
-                    retryable: e.is_retryable(),
-                })?;
-                Ok(Taken {
-                    facts: report.facts,
-                    missing: report.missing,
-                })
-            })
-            .await
+        let Some(tree) = Tree::of(&job, target) else {
+            return Outcome::Failed(format!("target {} names no path: set targets.{0}.path", job.target));
+        };
+        // Only for the display of progress: without it the job goes on as well.
+        match self.catalog.last_content_bytes(&job.target).await {
+            Ok(bytes) => context.progress.expect(bytes.unwrap_or(0)),
+            Err(error) => tracing::debug!(error = %one_line(&error), "the last backup's size is not known"),
+        }
+        let take = move |sink: &mut dyn strongroom_proto::manifest::BackupSink, context: &AttemptContext| {
+            tree.take(sink, context)
+        };
+        Box::pin(self.writing.back_up(&job, &context, description, take)).await
+    }
+}
+
+impl Snapshotter {
+    /// The target as it is configured, or as the template makes it. A scenario's folder comes with the event that
+    /// deployed it.
+    fn target(&self, job: &ClaimedJob) -> Option<TargetConfig> {
+        let brought = job.params.get("path").and_then(|path| path.as_str()).map(PathBuf::from);
+        match (self.targets.get(&job.target), brought) {
+            (Some(target), Some(path)) => Some(TargetConfig {
+                path: Some(path),
+                ..target
+            }),
+            (Some(target), None) => Some(target),
+            (None, Some(path)) => self.scenario.as_ref().map(|template| template.target(path)),
+            (None, None) => None,
+        }
     }
 }

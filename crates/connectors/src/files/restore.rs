@@ -1,288 +1,434 @@
-//! The restore side of file trees: a sink that writes into one directory and never outside it.
-//!
-//! Every path is walked from the destination's open directory, one component at a time and without following links,
-//! so neither a crafted entry nor a link put in place meanwhile leads out of it. A file is written under another name
-//! and renamed when it is whole.
+//! The restore side of file trees: what is selected of a backup, into a destination that may hold something already.
 
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
-use strongroom_proto::manifest::{Entry, EntryKind, EntrySink};
+use rustix::fs::{CWD, Mode};
+use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource, Listed};
 
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
-/// Permission bits without the file type.
-const MODE_BITS: u32 = 0o7777;
-const SET_ID_BITS: u32 = 0o6000;
+use super::compare::{Comparer, Difference};
+use super::delete::Deleting;
+use super::descend::DIRECTORY;
+use super::names::Lister;
+use super::paths::path_of;
+use super::plan::Plan;
+use super::preview::Preview;
+use super::select::Selection;
+use super::writer::{Changed, Writer};
+
+/// What a restore does with what is at its destination already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// The destination must be missing or empty.
+    Refuse,
+    /// What has the name of an entry is replaced by it; what has not stays.
+    Replace,
+    /// Only what differs from the backup is written. A file of the same length and modification time is taken for the
+    /// same; one of the same length is read and compared.
+    InPlace,
+}
+
+/// What a restore does and how.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// What of the backup is restored.
+    pub select: Selection,
+    /// What happens to what is there.
+    pub existing: Existing,
+    /// With [`Existing::InPlace`]: removes what the backup does not have, within the paths that are selected. It cannot
+    /// be combined with patterns.
+    pub delete: bool,
+    /// Changes nothing, and reports what would be changed.
+    pub dry_run: bool,
+}
+
+/// What a restore did to one path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Change {
+    /// It was not there.
+    Create,
+    /// Something else was there.
+    Replace,
+    /// It was there; its owner, mode, time or attributes were set.
+    Metadata,
+    /// It is not in the backup, and was removed with all it held.
+    Delete,
+    /// It, or what the reason says of it, could not be restored: a socket, or a device, an owner or an attribute
+    /// without the right to make one.
+    Skip,
+}
 
 /// What was put in place.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FilesRestored {
-    /// Regular files.
+    /// Regular files that were written.
     pub files: u64,
-    /// Directories.
+    /// Further names of files that were made.
+    pub hardlinks: u64,
+    /// Directories, whether they were there or not.
     pub directories: u64,
-    /// Symbolic links.
+    /// Symbolic links that were made.
     pub symlinks: u64,
-    /// Bytes of content.
+    /// Named pipes and device nodes that were made.
+    pub others: u64,
+    /// Bytes of content that were written, holes included.
     pub bytes: u64,
+    /// What was there and is as it was in the backup, directories not counted.
+    pub unchanged: u64,
+    /// What was there and got another owner, mode, time or attributes.
+    pub metadata: u64,
+    /// What was removed because the backup lacks it; of a directory only itself is counted.
+    pub deleted: u64,
+    /// Sockets and devices that were not made.
+    pub skipped: u64,
+    /// Owners, modes and attributes that were not set.
+    pub problems: u64,
 }
 
-/// Writes entries into a destination directory. [`finish`](Self::finish) ends it.
-#[derive(Debug)]
-pub struct FilesRestore {
-    root: OwnedFd,
-    is_root_user: bool,
-    open: Option<OpenEntry>,
-    /// Directories that get their mode and time at the end, when nothing is written into them any more.
-    directories: Vec<(Vec<Vec<u8>>, Entry)>,
-    next_temporary: u64,
-    restored: FilesRestored,
-}
-
-#[derive(Debug)]
-enum OpenEntry {
-    File {
-        parent: OwnedFd,
-        name: Vec<u8>,
-        temporary: String,
-        file: File,
-        entry: Box<Entry>,
+/// Why a restore ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FilesRestoreError {
+    /// The destination cannot be used.
+    #[error("restore into {}", destination.display())]
+    Destination {
+        /// Where to.
+        destination: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
-    WithoutContent,
+    /// The destination holds something.
+    #[error("{} is not empty: restore into another directory, or allow what it holds to be replaced", destination.display())]
+    NotEmpty {
+        /// Where to.
+        destination: PathBuf,
+    },
+    /// The backup could not be read.
+    #[error("read the backup")]
+    Read {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The backup holds what is not restored anywhere.
+    #[error("restore {path:?}")]
+    Entry {
+        /// The entry.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A path that the backup does not have.
+    #[error("the backup holds nothing at {path:?}: list it to see what it holds")]
+    NotInBackup {
+        /// The path.
+        path: String,
+    },
+    /// No entry is selected.
+    #[error("nothing in the backup matches the patterns: list it to see what it holds")]
+    NothingSelected,
+    /// Deleting was asked for where it is not known what to delete.
+    #[error("delete only where everything is restored in place: leave out the patterns, name directories instead")]
+    CannotDelete,
 }
+
+impl FilesRestoreError {
+    /// Whether another attempt can succeed without anybody doing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Read { source } => !matches!(
+                source.kind(),
+                io::ErrorKind::InvalidData
+                    | io::ErrorKind::InvalidInput
+                    | io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::NotFound
+                    | io::ErrorKind::PermissionDenied
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// Restores what is selected of `source` into `destination`, which is made where it is missing. Each change is told to
+/// `changed` with its path, relative to the destination, and for [`Change::Skip`] with the reason.
+///
+/// Nothing outside the destination is touched, whatever the backup says. What was put in place before an error stays.
+pub fn restore(
+    source: &dyn EntrySource,
+    destination: &Path,
+    options: RestoreOptions,
+    changed: &mut dyn FnMut(Change, &Path, Option<&str>),
+) -> Result<FilesRestored, FilesRestoreError> {
+    if options.delete && (options.existing != Existing::InPlace || options.select.has_patterns()) {
+        return Err(FilesRestoreError::CannotDelete);
+    }
+    let root = open_destination(destination, options.existing, options.dry_run)?;
+    let plan = Plan::make(source, options.select, options.delete)?;
+    let failed = |source| FilesRestoreError::Destination {
+        destination: destination.to_owned(),
+        source,
+    };
+    let Some(root) = root else {
+        let preview = Preview::new(None, &plan, options.existing, options.delete, changed);
+        return run_preview(source, preview, destination);
+    };
+    let again = root.try_clone().map_err(failed)?;
+    let mut restored = if options.dry_run {
+        let preview = Preview::new(Some(root), &plan, options.existing, options.delete, &mut *changed);
+        run_preview(source, preview, destination)?
+    } else {
+        let changed: Changed<'_> = Box::new(&mut *changed);
+        let comparer = Comparer::new(Some(root.try_clone().map_err(failed)?));
+        let state = RefCell::new(Restoring {
+            writer: Writer::new(root, options.existing, options.delete, changed).map_err(failed)?,
+            comparer,
+            plan: &plan,
+            existing: options.existing,
+            is_dropped: false,
+            failed: None,
+        });
+        let replayed = source.replay_where(&mut |listed| state.borrow_mut().wants(listed), &mut Sink(&state));
+        let mut state = state.into_inner();
+        replayed.map_err(|source| state.error(source, destination))?;
+        state.writer.finish().map_err(failed)?;
+        state.writer.restored
+    };
+    if options.delete {
+        let mut deleted = 0;
+        let mut removed = |path: &[u8]| {
+            use std::os::unix::ffi::OsStrExt as _;
+            deleted += 1;
+            changed(Change::Delete, Path::new(std::ffi::OsStr::from_bytes(path)), None);
+        };
+        let mut deleting = Deleting::new(again, &plan, options.dry_run, &mut removed).map_err(failed)?;
+        let mut problem = None;
+        source
+            .for_each_entry(&mut |listed| deleting.entry(listed.entry).map_err(|error| keep(&mut problem, error)))
+            .map_err(|source| match problem.take() {
+                Some(error) => failed(error),
+                None => FilesRestoreError::Read { source },
+            })?;
+        deleting.finish().map_err(failed)?;
+        restored.deleted = deleted;
+    }
+    Ok(restored)
+}
+
+fn run_preview(
+    source: &dyn EntrySource,
+    mut preview: Preview<'_>,
+    destination: &Path,
+) -> Result<FilesRestored, FilesRestoreError> {
+    let mut problem = None;
+    source
+        .for_each_entry(&mut |listed| preview.entry(listed).map_err(|error| keep(&mut problem, error)))
+        .map_err(|source| match problem.take() {
+            Some(source) => entry_error(source, destination),
+            None => FilesRestoreError::Read { source },
+        })?;
+    Ok(preview.restored)
+}
+
+/// Keeps our own error apart from those of the source.
+fn keep(kept: &mut Option<io::Error>, error: io::Error) -> io::Error {
+    let stopped = io::Error::new(error.kind(), "the restore ended");
+    *kept = Some(error);
+    stopped
+}
+
+fn entry_error(source: io::Error, destination: &Path) -> FilesRestoreError {
+    FilesRestoreError::Destination {
+        destination: destination.to_owned(),
+        source,
+    }
+}
+
+/// Opens the destination, and makes it where it is missing; in a dry run it may stay missing.
+fn open_destination(
+    destination: &Path,
+    existing: Existing,
+    dry_run: bool,
+) -> Result<Option<OwnedFd>, FilesRestoreError> {
+    let failed = |source| FilesRestoreError::Destination {
+        destination: destination.to_owned(),
+        source,
+    };
+    let is_new = match std::fs::symlink_metadata(destination) {
+        Ok(_) => false,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && dry_run => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir(destination).map_err(failed)?;
+            true
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let root = rustix::fs::openat(CWD, destination, DIRECTORY, Mode::empty()).map_err(|error| failed(error.into()))?;
+    if !is_new && existing == Existing::Refuse {
+        // Through a description of its own, for the other one is read from its beginning.
+        let again = rustix::fs::openat(&root, c".", DIRECTORY, Mode::empty()).map_err(|error| failed(error.into()))?;
+        match Lister::new().list(again.as_fd()) {
+            (_, Some(error)) => return Err(failed(error)),
+            (names, None) if names.len() > 0 => {
+                return Err(FilesRestoreError::NotEmpty {
+                    destination: destination.to_owned(),
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(Some(root))
+}
+
+/// A restore under way: asked by the source what it wants, and given that.
+struct Restoring<'a> {
+    writer: Writer<'a>,
+    comparer: Comparer,
+    plan: &'a Plan,
+    existing: Existing,
+    /// Whether the entry at hand is not written, because its file has been under the same path.
+    is_dropped: bool,
+    failed: Option<io::Error>,
+}
+
+impl Restoring<'_> {
+    fn wants(&mut self, listed: Listed<'_>) -> io::Result<bool> {
+        self.decide(listed).map_err(|error| keep(&mut self.failed, error))
+    }
+
+    fn decide(&mut self, listed: Listed<'_>) -> io::Result<bool> {
+        if !self.plan.wants(listed.entry)? {
+            return Ok(false);
+        }
+        // Everything but files is compared when it is written, which costs nothing.
+        if self.existing != Existing::InPlace || listed.entry.kind != EntryKind::File {
+            return Ok(true);
+        }
+        let Some(entry) = self.plan.restored_as(listed.entry)? else {
+            return Ok(true);
+        };
+        let path = path_of(&entry)?;
+        let renamed = Listed {
+            entry: &entry,
+            ..listed
+        };
+        match self.comparer.compare(&path, renamed, &mut self.writer.setter)? {
+            Difference::Nothing => {
+                self.writer.restored.unchanged += 1;
+                Ok(false)
+            }
+            Difference::Metadata => {
+                if !self.comparer.set_metadata(&path, &entry, &mut self.writer.setter)? {
+                    return Ok(true);
+                }
+                self.writer.restored.metadata += 1;
+                self.writer.report(Change::Metadata, &path);
+                self.writer.report_problems(&path);
+                Ok(false)
+            }
+            Difference::Other | Difference::Missing => Ok(true),
+        }
+    }
+
+    fn begin(&mut self, entry: &Entry) -> io::Result<()> {
+        match self.plan.restored_as(entry)? {
+            Some(entry) => self.writer.begin(&entry),
+            None => {
+                self.is_dropped = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.is_dropped) {
+            return Ok(());
+        }
+        self.writer.end()
+    }
+
+    fn error(&mut self, source: io::Error, destination: &Path) -> FilesRestoreError {
+        match self.failed.take() {
+            Some(source) => entry_error(source, destination),
+            None => FilesRestoreError::Read { source },
+        }
+    }
+}
+
+/// The side of a restore that is given entries.
+struct Sink<'r, 'a>(&'r RefCell<Restoring<'a>>);
+
+impl<'a> Sink<'_, 'a> {
+    fn pass(&mut self, step: impl FnOnce(&mut Restoring<'a>) -> io::Result<()>) -> io::Result<()> {
+        let mut restoring = self.0.borrow_mut();
+        let result = step(&mut restoring);
+        result.map_err(|error| keep(&mut restoring.failed, error))
+    }
+}
+
+impl EntrySink for Sink<'_, '_> {
+    fn begin(&mut self, entry: &Entry) -> io::Result<()> {
+        self.pass(|restoring| restoring.begin(entry))
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.pass(|restoring| restoring.writer.write(bytes))
+    }
+
+    fn hole(&mut self, bytes: u64) -> io::Result<()> {
+        self.pass(|restoring| restoring.writer.hole(bytes))
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.pass(Restoring::end)
+    }
+}
+
+/// A sink that writes every entry it is given into a destination directory. [`finish`](Self::finish) ends it.
+pub struct FilesRestore(Writer<'static>);
 
 impl FilesRestore {
     /// Restores into `destination`, which is created where it is missing and must be empty unless `allow_non_empty`;
     /// files that are there and in the backup are then replaced.
     pub fn create(destination: &Path, allow_non_empty: bool) -> io::Result<Self> {
-        match std::fs::create_dir(destination) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let is_empty = std::fs::read_dir(destination)?.next().is_none();
-                if !is_empty && !allow_non_empty {
-                    return Err(io::Error::new(
-                        io::ErrorKind::DirectoryNotEmpty,
-                        format!(
-                            "{} is not empty: restore into another directory, or allow what it holds to be replaced",
-                            destination.display()
-                        ),
-                    ));
-                }
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(Self {
-            root: rustix::fs::openat(CWD, destination, DIRECTORY, Mode::empty())?,
-            is_root_user: rustix::process::geteuid().is_root(),
-            open: None,
-            directories: Vec::new(),
-            next_temporary: 0,
-            restored: FilesRestored::default(),
-        })
+        let existing = if allow_non_empty {
+            Existing::Replace
+        } else {
+            Existing::Refuse
+        };
+        let root = match open_destination(destination, existing, false) {
+            Ok(root) => root.ok_or(io::ErrorKind::NotFound)?,
+            Err(FilesRestoreError::Destination { source, .. }) => return Err(source),
+            Err(error) => return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, error)),
+        };
+        Writer::new(root, existing, false, Box::new(|_, _, _| {})).map(Self)
     }
 
     /// Gives directories their modes and times, the deepest first. Without this the restore is not whole.
     pub fn finish(mut self) -> io::Result<FilesRestored> {
-        if self.open.is_some() {
-            return Err(io::Error::other("the restore ended in the middle of an entry"));
-        }
-        for (components, entry) in std::mem::take(&mut self.directories).into_iter().rev() {
-            let directory = self.directory(&components)?;
-            self.set_facts(&directory, &entry)?;
-        }
-        // A full disk or quota may show only when everything is written out.
-        rustix::fs::syncfs(&self.root)?;
-        Ok(self.restored)
-    }
-
-    /// Opens a directory under the root, creating what is missing.
-    fn directory(&self, components: &[Vec<u8>]) -> io::Result<OwnedFd> {
-        let mut directory = self.root.try_clone()?;
-        for component in components {
-            directory = match rustix::fs::openat(&directory, component.as_slice(), DIRECTORY, Mode::empty()) {
-                Err(rustix::io::Errno::NOENT) => {
-                    // Closed until `finish` gives it the mode it had.
-                    rustix::fs::mkdirat(&directory, component.as_slice(), Mode::RWXU)?;
-                    rustix::fs::openat(&directory, component.as_slice(), DIRECTORY, Mode::empty())?
-                }
-                opened => opened.map_err(|error| {
-                    let name = String::from_utf8_lossy(component).into_owned();
-                    io::Error::new(
-                        io::Error::from(error).kind(),
-                        format!("{name} is not a directory, or a link: nothing is written through it"),
-                    )
-                })?,
-            };
-        }
-        Ok(directory)
-    }
-
-    fn begin_file(&mut self, parent: OwnedFd, name: Vec<u8>, entry: Entry) -> io::Result<OpenEntry> {
-        let temporary = format!(".strongroom-restore-{}-{}", std::process::id(), self.next_temporary);
-        self.next_temporary += 1;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&parent, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
-        Ok(OpenEntry::File {
-            parent,
-            name,
-            temporary,
-            file: File::from(file),
-            entry: Box::new(entry),
-        })
-    }
-
-    fn make_link(&mut self, parent: &OwnedFd, name: &[u8], entry: &Entry) -> io::Result<()> {
-        let target = entry
-            .link_target
-            .as_deref()
-            .ok_or_else(|| invalid("a link without its target"))?;
-        match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
-        rustix::fs::symlinkat(target, parent, name)?;
-        if self.is_root_user
-            && let (Some(uid), Some(gid)) = (entry.uid, entry.gid)
-        {
-            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-            rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-        if let Some(times) = times(entry) {
-            rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-        self.restored.symlinks += 1;
-        Ok(())
-    }
-
-    /// Owner, mode and time, in this order: changing the owner clears bits of the mode.
-    fn set_facts(&self, object: impl AsFd, entry: &Entry) -> io::Result<()> {
-        let mut mode = entry.mode.map(|mode| mode & MODE_BITS);
-        if self.is_root_user {
-            if let (Some(uid), Some(gid)) = (entry.uid, entry.gid) {
-                rustix::fs::fchown(&object, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-            }
-        } else if entry.uid != Some(rustix::process::geteuid().as_raw()) {
-            // The bits would give our own rights to others.
-            mode = mode.map(|mode| mode & !SET_ID_BITS);
-        }
-        if let Some(mode) = mode {
-            rustix::fs::fchmod(&object, Mode::from_raw_mode(mode))?;
-        }
-        if let Some(times) = times(entry) {
-            rustix::fs::futimens(&object, &times)?;
-        }
-        Ok(())
+        self.0.finish()?;
+        Ok(self.0.restored)
     }
 }
 
 impl EntrySink for FilesRestore {
     fn begin(&mut self, entry: &Entry) -> io::Result<()> {
-        if self.open.is_some() {
-            return Err(io::Error::other("an entry began before the last one ended"));
-        }
-        let mut components = components(entry)?;
-        self.open = Some(match entry.kind {
-            EntryKind::Directory => {
-                self.directory(&components)?;
-                self.directories.push((components, entry.clone()));
-                self.restored.directories += 1;
-                OpenEntry::WithoutContent
-            }
-            EntryKind::File | EntryKind::Symlink => {
-                let name = components.pop().ok_or_else(|| invalid("an entry without a name"))?;
-                let parent = self.directory(&components)?;
-                if entry.kind == EntryKind::Symlink {
-                    self.make_link(&parent, &name, entry)?;
-                    OpenEntry::WithoutContent
-                } else {
-                    self.begin_file(parent, name, entry.clone())?
-                }
-            }
-            EntryKind::Stream => return Err(invalid("a stream of another kind of target in a tree of files")),
-            other => return Err(invalid(&format!("entries of kind {other:?} are not restored yet"))),
-        });
-        Ok(())
+        self.0.begin(entry)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.open {
-            Some(OpenEntry::File { file, .. }) => {
-                file.write_all(bytes)?;
-                self.restored.bytes += bytes.len() as u64;
-                Ok(())
-            }
-            _ => Err(invalid("content of something that is not a file")),
-        }
+        self.0.write(bytes)
+    }
+
+    fn hole(&mut self, bytes: u64) -> io::Result<()> {
+        self.0.hole(bytes)
     }
 
     fn end(&mut self) -> io::Result<()> {
-        match self.open.take() {
-            None => Err(io::Error::other("an entry ended that had not begun")),
-            Some(OpenEntry::WithoutContent) => Ok(()),
-            Some(OpenEntry::File {
-                parent,
-                name,
-                temporary,
-                file,
-                entry,
-            }) => {
-                self.set_facts(&file, &entry)?;
-                rustix::fs::renameat(&parent, temporary.as_str(), &parent, name.as_slice())?;
-                self.restored.files += 1;
-                Ok(())
-            }
-        }
+        self.0.end()
     }
-}
-
-impl Drop for FilesRestore {
-    fn drop(&mut self) {
-        if let Some(OpenEntry::File { parent, temporary, .. }) = &self.open {
-            let _ = rustix::fs::unlinkat(parent, temporary.as_str(), AtFlags::empty());
-        }
-    }
-}
-
-/// The bytes of an entry's path.
-pub(crate) fn path_bytes(entry: &Entry) -> io::Result<Vec<u8>> {
-    match &entry.path_hex {
-        Some(text) => hex::decode(text).map_err(|_| invalid("a path in hex that is not hex")),
-        None => Ok(entry.path.as_bytes().to_vec()),
-    }
-}
-
-/// The components of an entry's path, refused where they could lead out of the destination.
-fn components(entry: &Entry) -> io::Result<Vec<Vec<u8>>> {
-    let path = path_bytes(entry)?;
-    let components: Vec<Vec<u8>> = path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
-    let is_safe = |component: &Vec<u8>| {
-        !component.is_empty() && component != b"." && component != b".." && !component.contains(&0)
-    };
-    if path.is_empty() || !components.iter().all(is_safe) {
-        let shown = std::ffi::OsStr::from_bytes(&path).to_string_lossy().into_owned();
-        return Err(invalid(&format!("the path {shown:?} leads out of the destination")));
-    }
-    Ok(components)
-}
-
-fn times(entry: &Entry) -> Option<Timestamps> {
-    let time = Timespec {
-        tv_sec: entry.mtime_seconds?,
-        tv_nsec: i64::from(entry.mtime_nanoseconds.unwrap_or(0)),
-    };
-    Some(Timestamps {
-        last_access: time,
-        last_modification: time,
-    })
-}
-
-fn invalid(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }

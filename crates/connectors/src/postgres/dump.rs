@@ -255,7 +255,7 @@ pub fn dump(target: &PostgresTarget, sink: &mut dyn EntrySink) -> Result<DumpRep
         tables: Some(checks.tables.len() as u64),
         rows: Some(checks.rows()),
         large_objects: Some(checks.large_objects.count),
-        files: None,
+        ..SourceFacts::default()
     };
     Ok(DumpReport { facts, missing })
 }

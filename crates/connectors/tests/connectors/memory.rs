@@ -1,5 +1,6 @@
 //! A backup in memory: a sink that keeps what was ended, and a source of it.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 
 use strongroom_proto::Sha256Digest;
@@ -7,7 +8,16 @@ use strongroom_proto::manifest::{BackupSink, Entry, EntrySink, EntrySource, File
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Memory {
+    /// Entries with the bytes between their holes.
     pub(crate) entries: Vec<(Entry, Vec<u8>)>,
+    /// The holes of each entry that has any: how many bytes lie before each, and its length.
+    holes: HashMap<usize, Vec<(usize, u64)>>,
+    /// The version of files that a later backup may find unchanged.
+    versions: HashMap<usize, FileVersion>,
+    /// What an earlier backup holds, by path.
+    known: HashMap<String, (FileVersion, Vec<u8>, Vec<(usize, u64)>)>,
+    /// Paths of entries that were put unchanged.
+    pub(crate) unchanged: Vec<String>,
     open: Option<(Entry, Vec<u8>)>,
     /// Fails every write after so many bytes, as a full disk does.
     pub(crate) full_after_bytes: Option<usize>,
@@ -54,6 +64,47 @@ impl Memory {
         self
     }
 
+    /// A backup that knows what this one holds.
+    pub(crate) fn next(&self) -> Self {
+        let known = |(index, (entry, content)): (usize, &(Entry, Vec<u8>))| {
+            let version = *self.versions.get(&index)?;
+            Some((
+                entry.path.clone(),
+                (version, content.clone(), self.holes_of(index).to_vec()),
+            ))
+        };
+        Self {
+            known: self.entries.iter().enumerate().filter_map(known).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether a later backup may find the file unchanged.
+    pub(crate) fn has_version(&self, path: &str) -> bool {
+        let index = self.entries.iter().position(|(entry, _)| entry.path == path);
+        self.versions.contains_key(&index.expect("the entry"))
+    }
+
+    pub(crate) fn entry(&self, path: &str) -> &Entry {
+        let found = self.entries.iter().find(|(entry, _)| entry.path == path);
+        &found.expect("the entry").0
+    }
+
+    fn holes_of(&self, index: usize) -> &[(usize, u64)] {
+        self.holes.get(&index).map_or(&[], Vec::as_slice)
+    }
+
+    fn listed(&self, index: usize) -> Listed<'_> {
+        let (entry, content) = &self.entries[index];
+        let hole_bytes = self.holes_of(index).iter().map(|(_, bytes)| bytes).sum();
+        Listed {
+            entry,
+            bytes: content.len() as u64 + hole_bytes,
+            hole_bytes,
+            blake3: Sha256Digest::from_bytes(*blake3::hash(content).as_bytes()),
+        }
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }
@@ -75,27 +126,49 @@ impl EntrySink for Memory {
         Ok(())
     }
 
+    fn hole(&mut self, bytes: u64) -> io::Result<()> {
+        let before = self.open.as_ref().expect("an open entry").1.len();
+        self.holes.entry(self.entries.len()).or_default().push((before, bytes));
+        Ok(())
+    }
+
     fn end(&mut self) -> io::Result<()> {
         self.entries.push(self.open.take().expect("an open entry"));
+        // Content of another length is not that of the version: it was cut short.
+        let index = self.entries.len() - 1;
+        let bytes = self.listed(index).bytes;
+        if self.versions.get(&index).is_some_and(|version| version.bytes != bytes) {
+            self.versions.remove(&index);
+        }
         Ok(())
     }
 }
 
 impl BackupSink for Memory {
-    fn put_unchanged(&mut self, _: &Entry, _: &FileVersion) -> io::Result<bool> {
-        Ok(false)
+    fn put_unchanged(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<bool> {
+        let Some((known, content, holes)) = self.known.get(&entry.path) else {
+            return Ok(false);
+        };
+        if known != version {
+            return Ok(false);
+        }
+        let index = self.entries.len();
+        self.versions.insert(index, *version);
+        self.holes.insert(index, holes.clone());
+        self.unchanged.push(entry.path.clone());
+        self.entries.push((entry.clone(), content.clone()));
+        Ok(true)
     }
 
-    fn begin_file(&mut self, entry: &Entry, _: &FileVersion) -> io::Result<()> {
+    fn begin_file(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<()> {
+        self.versions.insert(self.entries.len(), *version);
         self.begin(entry)
     }
 }
 
 impl EntrySource for Memory {
     fn for_each_entry(&self, each: &mut dyn FnMut(Listed<'_>) -> io::Result<()>) -> io::Result<()> {
-        self.entries
-            .iter()
-            .try_for_each(|(entry, content)| each(listed(entry, content)))
+        (0..self.entries.len()).try_for_each(|index| each(self.listed(index)))
     }
 
     fn copy_content(&self, path: &str, out: &mut dyn Write) -> io::Result<()> {
@@ -110,23 +183,29 @@ impl EntrySource for Memory {
         wanted: &mut dyn FnMut(Listed<'_>) -> io::Result<bool>,
         sink: &mut dyn EntrySink,
     ) -> io::Result<()> {
-        for (entry, content) in &self.entries {
-            if !wanted(listed(entry, content))? {
+        // As a vault does, it asks well ahead.
+        let mut wanted_ones = Vec::new();
+        for index in 0..self.entries.len() {
+            wanted_ones.push(wanted(self.listed(index))?);
+        }
+        for (index, (entry, content)) in self.entries.iter().enumerate() {
+            if !wanted_ones[index] {
                 continue;
             }
             sink.begin(entry)?;
-            content.chunks(300_001).try_for_each(|piece| sink.write(piece))?;
+            let mut position = 0;
+            for (before, bytes) in self.holes_of(index) {
+                content[position..*before]
+                    .chunks(300_001)
+                    .try_for_each(|piece| sink.write(piece))?;
+                sink.hole(*bytes)?;
+                position = *before;
+            }
+            content[position..]
+                .chunks(300_001)
+                .try_for_each(|piece| sink.write(piece))?;
             sink.end()?;
         }
         Ok(())
-    }
-}
-
-fn listed<'a>(entry: &'a Entry, content: &[u8]) -> Listed<'a> {
-    Listed {
-        entry,
-        bytes: content.len() as u64,
-        hole_bytes: 0,
-        blake3: Sha256Digest::from_bytes(*blake3::hash(content).as_bytes()),
     }
 }

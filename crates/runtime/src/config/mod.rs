@@ -10,6 +10,7 @@ mod schema;
 mod secret;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ pub use model::{
     S3Config, ScenarioConfig, TargetConfig, VaultConfig, WorkerConfig,
 };
 pub use secret::{Secret, SecretUrl, shown_url};
+pub use tree::{HookConfig, HooksConfig};
 
 use layers::Layers;
 use schema::Shape;
@@ -38,7 +40,8 @@ pub struct LoadOptions {
     pub file: Option<PathBuf>,
     /// What flags set: the key (`nats.url`), its value, and the flag (`--nats-url`).
     pub flags: Vec<(String, String, String)>,
-    /// The environment. Only `STRONGROOM_*`, the aliases, `HOME` and `XDG_CONFIG_HOME` are looked at.
+    /// The environment. Only `STRONGROOM_*`, the aliases, `HOME`, `XDG_CONFIG_HOME` and
+    /// `XDG_CACHE_HOME` are looked at.
     pub env: BTreeMap<String, String>,
 }
 
@@ -122,7 +125,10 @@ impl Loaded {
         layers.add_env(&options.env)?;
         layers.add_flags(&options.flags)?;
         let (tree, origins) = layers.finish();
-        let config: Config = serde_json::from_value(tree).map_err(|source| ConfigError::Assemble { source })?;
+        let mut config: Config = serde_json::from_value(tree).map_err(|source| ConfigError::Assemble { source })?;
+        if !origins.contains_key("cache_dir") {
+            config.cache_dir = tree::default_cache_dir(&options.env);
+        }
         config.validate(&origins)?;
         for (name, target) in &config.targets {
             let origin = origins.get("targets").map_or_else(String::new, ToString::to_string);

@@ -8,6 +8,7 @@ use strongroom_proto::receipt::Git;
 use strongroom_proto::{TargetKind, TargetName};
 
 use super::secret::{Secret, SecretUrl, shown_url};
+use super::tree::{self, HooksConfig};
 use super::{ConfigError, Origin};
 
 /// The whole configuration. Its `Debug` and `Serialize` forms hold no secret.
@@ -42,6 +43,9 @@ pub struct Config {
     pub targets_dir: Option<PathBuf>,
     /// What targets named `scenario/<name>` are made of; absent where there are none.
     pub scenario: Option<ScenarioConfig>,
+    /// Where the snapshotter keeps what it knows of the last backup of each target. It may be lost: then the next
+    /// backup reads everything. Left out, it is `$XDG_CACHE_HOME/strongroom`, root's is `/var/cache/strongroom`.
+    pub cache_dir: PathBuf,
 }
 
 impl Default for Config {
@@ -61,6 +65,7 @@ impl Default for Config {
             targets: BTreeMap::new(),
             targets_dir: None,
             scenario: Some(ScenarioConfig::default()),
+            cache_dir: PathBuf::from(tree::SYSTEM_CACHE_DIR),
         }
     }
 }
@@ -295,6 +300,16 @@ pub struct ScenarioConfig {
     pub surface: String,
     /// Which workers reach them.
     pub pool: String,
+    /// As for a target.
+    pub exclude: Vec<String>,
+    /// As for a target.
+    pub one_file_system: bool,
+    /// As for a target.
+    pub exclude_caches: bool,
+    /// As for a target.
+    pub max_file_bytes: Option<u64>,
+    /// As for a target.
+    pub hooks: HooksConfig,
 }
 
 impl Default for ScenarioConfig {
@@ -302,6 +317,11 @@ impl Default for ScenarioConfig {
         Self {
             surface: "scenario".to_owned(),
             pool: default_pool(),
+            exclude: Vec::new(),
+            one_file_system: false,
+            exclude_caches: false,
+            max_file_bytes: None,
+            hooks: HooksConfig::default(),
         }
     }
 }
@@ -313,6 +333,11 @@ impl ScenarioConfig {
             surface: Some(self.surface.clone()),
             pool: self.pool.clone(),
             path: Some(path),
+            exclude: self.exclude.clone(),
+            one_file_system: self.one_file_system,
+            exclude_caches: self.exclude_caches,
+            max_file_bytes: self.max_file_bytes,
+            hooks: self.hooks.clone(),
             ..TargetConfig::of_kind(TargetKind::Files)
         }
     }
@@ -345,6 +370,21 @@ pub struct TargetConfig {
     /// `files`: the tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// `files`: what is left out: patterns as in a `.gitignore` file in the root of the tree.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+    /// `files`: whether what is mounted below the root is left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_file_system: bool,
+    /// `files`: whether the content of folders with a `CACHEDIR.TAG` is left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclude_caches: bool,
+    /// `files`: larger files are left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_file_bytes: Option<u64>,
+    /// `files`: what is run before and after a backup.
+    #[serde(default, skip_serializing_if = "HooksConfig::is_empty")]
+    pub hooks: HooksConfig,
     /// `command`: the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<String>,
@@ -375,6 +415,11 @@ impl TargetConfig {
             password_file: None,
             large_table_bytes: None,
             path: None,
+            exclude: Vec::new(),
+            one_file_system: false,
+            exclude_caches: false,
+            max_file_bytes: None,
+            hooks: HooksConfig::default(),
             program: None,
             args: Vec::new(),
             env: BTreeMap::new(),
@@ -455,6 +500,11 @@ impl TargetConfig {
                 self.large_table_bytes.is_some(),
             ),
             ("path", TargetKind::Files, self.path.is_some()),
+            ("exclude", TargetKind::Files, !self.exclude.is_empty()),
+            ("one_file_system", TargetKind::Files, self.one_file_system),
+            ("exclude_caches", TargetKind::Files, self.exclude_caches),
+            ("max_file_bytes", TargetKind::Files, self.max_file_bytes.is_some()),
+            ("hooks", TargetKind::Files, !self.hooks.is_empty()),
             ("program", TargetKind::Command, self.program.is_some()),
             ("args", TargetKind::Command, !self.args.is_empty()),
             ("env", TargetKind::Command, !self.env.is_empty()),
@@ -486,7 +536,7 @@ impl TargetConfig {
         if self.timeout_seconds == Some(0) {
             return Some("timeout_seconds must be at least 1; leave it out for no limit".to_owned());
         }
-        None
+        tree::find_fault(&self.exclude, self.max_file_bytes, &self.hooks)
     }
 }
 
@@ -566,6 +616,19 @@ impl Config {
         }
         if !self.api.url.starts_with("http://") && !self.api.url.starts_with("https://") {
             return fail("api.url", "must begin with http:// or https://");
+        }
+        if !self.cache_dir.is_absolute() {
+            return fail("cache_dir", "must be an absolute path");
+        }
+        if let Some(reason) = self.scenario.as_ref().and_then(|template| {
+            let target = template.target(PathBuf::from("/"));
+            target.find_fault()
+        }) {
+            return Err(ConfigError::InvalidValue {
+                key: "scenario".to_owned(),
+                origin: tree::origin_below(origins, "scenario"),
+                reason,
+            });
         }
         if self.worker.pool.is_empty() || self.worker.pool.contains(['.', '*', '>', ' ']) {
             return fail("worker.pool", "must be made of letters, digits, '-' and '_'");

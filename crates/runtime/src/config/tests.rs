@@ -277,11 +277,72 @@ fn a_target_that_cannot_work_is_refused_with_what_it_needs() {
         ("{kind: files, path: /x, pool: 'a.b'}", "pool"),
         ("{url: 'postgres://h/d'}", "needs a kind"),
         ("{kind: postgress}", "known are postgres"),
+        ("{kind: files, path: /x, exclude: ['a{b']}", "exclude pattern"),
+        ("{kind: files, path: /x, exclude: a}", "a list of texts"),
+        ("{kind: files, path: /x, max_file_bytes: 0}", "max_file_bytes"),
+        ("{kind: files, path: /x, max_file_bytes: 1G}", "a whole number"),
+        (
+            "{kind: files, path: /x, hooks: {befor: {command: [x]}}}",
+            "hooks.before",
+        ),
+        (
+            "{kind: files, path: /x, hooks: {before: {command: []}}}",
+            "hooks.before.command names no program",
+        ),
+        (
+            "{kind: files, path: /x, hooks: {after: {timeout_seconds: 3}}}",
+            "hooks.after.command names no program",
+        ),
+        (
+            "{kind: files, path: /x, hooks: {after: {command: [x], timeout_seconds: 0}}}",
+            "at least 1",
+        ),
+        (
+            "{kind: command, program: x, hooks: {after: {command: [x]}}}",
+            "hooks belongs to targets of kind files",
+        ),
     ] {
         let message = refused(&format!("targets: {{orders: {yaml}}}"), &[]);
         assert!(message.contains("orders") && message.contains(says), "{message}");
     }
     assert!(refused("targets: {'../x': {kind: files, path: /x}}", &[]).contains("target name"));
+}
+
+#[test]
+fn the_options_of_a_tree_are_the_same_for_a_target_and_for_the_scenario_template() {
+    let options = "exclude: ['*.tmp', '!keep.tmp'], one_file_system: true, exclude_caches: true, max_file_bytes: 7, \
+                   hooks: {before: {command: [sync, -f]}, after: {command: [x], timeout_seconds: 3}}";
+    let yaml = format!("scenario: {{{options}}}\ntargets: {{t: {{kind: files, path: /x, {options}}}}}\n");
+    let loaded = load(&yaml, &[], &[]);
+    let target = loaded.config.targets.values().next().unwrap().clone();
+    let made = loaded.config.scenario.as_ref().unwrap().target("/x".into());
+    assert_eq!(TargetConfig { surface: None, ..made }, target);
+    assert_eq!(target.exclude, ["*.tmp", "!keep.tmp"]);
+    let (before, after) = (target.hooks.before.unwrap(), target.hooks.after.unwrap());
+    assert_eq!((before.command.len(), before.timeout_seconds), (2, 600));
+    assert_eq!((after.command.len(), after.timeout_seconds), (1, 3));
+    assert_eq!(shown(&loaded, "targets.t.hooks.after.timeout_seconds").0, "3");
+    let message = refused("scenario: {exclude: ['a{b']}", &[]);
+    assert!(
+        message.starts_with("scenario from file /") && message.contains("a{b"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_cache_lies_where_it_is_said_else_with_the_user_or_the_system() {
+    let cache = |yaml: &str, env: &[(&str, &str)]| load(yaml, env, &[]).config.cache_dir.display().to_string();
+    assert_eq!(cache("cache_dir: /c", &[("XDG_CACHE_HOME", "/x")]), "/c");
+    assert_eq!(cache("", &[("XDG_CACHE_HOME", "/x"), ("HOME", "/h")]), "/x/strongroom");
+    let of_user = cache("", &[("XDG_CACHE_HOME", "relative"), ("HOME", "/h")]);
+    let expected = if rustix::process::geteuid().is_root() {
+        "/var/cache/strongroom"
+    } else {
+        "/h/.cache/strongroom"
+    };
+    assert_eq!(of_user, expected);
+    assert_eq!(cache("", &[]), "/var/cache/strongroom");
+    assert!(refused("cache_dir: here", &[]).contains("cache_dir from file"));
 }
 
 #[test]
@@ -296,8 +357,10 @@ fn a_section_set_to_null_is_switched_off_or_left_at_its_defaults() {
 
 #[test]
 fn every_field_has_its_key_and_every_key_its_field() {
-    let yaml = "git: {repo: r, sha: s, change_ticket: c}\n";
-    let tree = serde_json::to_value(load(yaml, &[], &[]).config).unwrap();
+    let hook = "{command: [x]}";
+    let yaml =
+        format!("git: {{repo: r, sha: s, change_ticket: c}}\nscenario: {{hooks: {{before: {hook}, after: {hook}}}}}\n");
+    let tree = serde_json::to_value(load(&yaml, &[], &[]).config).unwrap();
     let mut fields = BTreeSet::new();
     collect(&tree, "", &mut fields);
     let keys: BTreeSet<String> = schema::LEAVES.iter().map(|leaf| leaf.path.to_owned()).collect();

@@ -130,7 +130,7 @@ pub(super) async fn cancel(
     Err(ApiError::new(StatusCode::CONFLICT, "urn:strongroom:ended", detail))
 }
 
-fn job_id(text: &str) -> Result<JobId, ApiError> {
+pub(super) fn job_id(text: &str) -> Result<JobId, ApiError> {
     text.parse().map_err(|error| ApiError::bad_request(format!("{error}")))
 }
 

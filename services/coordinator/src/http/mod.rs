@@ -15,7 +15,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use strongroom_catalog::Origin;
 use strongroom_proto::receipt::{InitiatedBy, Operator};
 use strongroom_runtime::telemetry;
@@ -41,7 +41,9 @@ pub(crate) async fn serve(coordinator: Arc<Coordinator>, listener: tokio::net::T
         .route("/jobs", get(backups::jobs))
         .route("/jobs/{id}", get(backups::job))
         .route("/jobs/{id}/cancel", post(backups::cancel))
+        .route("/jobs/{id}/changes", get(restores::changes))
         .route("/targets", get(status::targets))
+        .route("/targets/{name}", delete(status::forget))
         .route("/schedules", get(schedules::list).post(schedules::create))
         .route(
             "/schedules/{name}",

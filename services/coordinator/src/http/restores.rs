@@ -2,12 +2,13 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use strongroom_proto::api::{CreateRestore, RestoreCreated, ValidationResult};
+use strongroom_proto::restore::RestoreChanges;
 use strongroom_proto::{JobKind, JobStatus};
 
-use super::backups::only_job;
+use super::backups::{job_id, only_job};
 use super::problem::{ApiError, json};
 use super::{Api, origin};
 
@@ -39,4 +40,17 @@ pub(super) async fn create(
         }],
     };
     Ok((StatusCode::CREATED, Json(created)))
+}
+
+pub(super) async fn changes(State(coordinator): Api, Path(id): Path<String>) -> Result<Json<RestoreChanges>, ApiError> {
+    let id = job_id(&id)?;
+    if let Some(changes) = coordinator.catalog.changes(id).await? {
+        return Ok(Json(changes));
+    }
+    let job = coordinator.catalog.job(id).await?;
+    Err(ApiError::not_found(match job {
+        None => format!("there is no job {id}"),
+        Some(job) if !job.status.is_final() => format!("job {id} is {}: ask again when it has ended", job.status),
+        Some(_) => format!("job {id} is no restore of files that was completed: it has changed nothing"),
+    }))
 }

@@ -36,7 +36,7 @@ pub(super) async fn create(
     body: Bytes,
 ) -> Result<(StatusCode, Json<ScheduleView>), ApiError> {
     let spec: ScheduleSpec = json(&body)?;
-    let next = check(&coordinator, &spec)?;
+    let next = check(&coordinator, &spec).await?;
     let view = coordinator
         .catalog
         .create_schedule(ScheduleId::fresh(), &spec, next, &principal(&headers))
@@ -99,7 +99,7 @@ async fn replace(
     spec: ScheduleSpec,
     headers: &HeaderMap,
 ) -> Result<Json<ScheduleView>, ApiError> {
-    let next = check(coordinator, &spec)?;
+    let next = check(coordinator, &spec).await?;
     let view = coordinator
         .catalog
         .update_schedule(name, &spec, next, &principal(headers))
@@ -108,7 +108,10 @@ async fn replace(
 }
 
 /// Refuses what would never fire, and says when it fires first.
-fn check(coordinator: &Coordinator, spec: &ScheduleSpec) -> Result<Option<chrono::DateTime<chrono::Utc>>, ApiError> {
+async fn check(
+    coordinator: &Coordinator,
+    spec: &ScheduleSpec,
+) -> Result<Option<chrono::DateTime<chrono::Utc>>, ApiError> {
     let refused = |detail: String| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "urn:strongroom:refused", detail);
     if spec.name.is_empty() || spec.name.len() > 128 || spec.name.contains(|c: char| c.is_control() || c == '/') {
         return Err(refused(
@@ -117,8 +120,8 @@ fn check(coordinator: &Coordinator, spec: &ScheduleSpec) -> Result<Option<chrono
     }
     check_retention(spec.retention_days)?;
     let known: Vec<_> = coordinator
-        .targets
-        .all()
+        .known_targets()
+        .await?
         .into_iter()
         .map(|(name, target)| (name, target.kind))
         .collect();

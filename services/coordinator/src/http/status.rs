@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::State;
-use axum::http::StatusCode;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use strongroom_proto::TargetName;
 use strongroom_proto::api::{Health, Status, StorageUsage, SystemStatus, TargetList, TargetView};
 use strongroom_runtime::entry::one_line;
 
-use super::Api;
 use super::problem::ApiError;
+use super::{Api, principal};
 use crate::Coordinator;
 
 /// Jobs that the status shows of each sort.
@@ -98,8 +99,8 @@ fn available_gb(coordinator: &Coordinator) -> Option<f64> {
 pub(super) async fn targets(State(coordinator): Api) -> Result<Json<TargetList>, ApiError> {
     let last = coordinator.catalog.last_backups().await?;
     let targets = coordinator
-        .targets
-        .all()
+        .known_targets()
+        .await?
         .into_iter()
         .map(|(name, target)| {
             let backup = last.iter().find(|backup| backup.target == name);
@@ -116,4 +117,21 @@ pub(super) async fn targets(State(coordinator): Api) -> Result<Json<TargetList>,
         })
         .collect();
     Ok(Json(TargetList { targets }))
+}
+
+/// Forgets a scenario. What is declared in a file goes with the file.
+pub(super) async fn forget(
+    State(coordinator): Api,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let name: TargetName = name
+        .parse()
+        .map_err(|error| ApiError::bad_request(format!("{error}")))?;
+    if coordinator.catalog.forget_scenario(&name, &principal(&headers)).await? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    Err(ApiError::not_found(format!(
+        "no scenario was deployed as {name}: `strongroom target list` shows the targets"
+    )))
 }

@@ -1,0 +1,173 @@
+//! `strongroom catalog`: the catalog is an index of the vault, and can be made again from it.
+
+use clap::{Args, Subcommand};
+use strongroom_catalog::{Catalog, FinishedBackup, FinishedRestore, FinishedVerification, Taken};
+use strongroom_proto::BackupId;
+use strongroom_runtime::Loaded;
+use strongroom_vault::{ReadError, Vault};
+
+use super::Outcome;
+use crate::render::{self, Tone};
+use crate::vault_access::StoreArgs;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CatalogCommand {
+    /// Refill the catalog from the receipts in a vault
+    ///
+    /// It takes the catalog's database, which may be new and empty, and the vault, and no key. What the catalog knows
+    /// already stays as it is, so it may be run again, and while everything runs. Schedules, restore points, the audit log
+    /// and how long backups are kept are not in the vault. Exit code 2 when a receipt could not be trusted and was left out.
+    Rebuild(RebuildArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RebuildArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// What a rebuild did, by receipts.
+#[derive(Debug, Default, serde::Serialize)]
+struct Rebuilt {
+    backups: Counts,
+    verifications: Counts,
+    restores: Counts,
+    left_out: Vec<LeftOut>,
+}
+
+#[derive(Debug, Default, serde::Serialize)]
+struct Counts {
+    added: u64,
+    known: u64,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct LeftOut {
+    backup_id: BackupId,
+    reason: String,
+}
+
+pub(crate) async fn run(loaded: &Loaded, command: CatalogCommand) -> anyhow::Result<Outcome> {
+    let CatalogCommand::Rebuild(args) = command;
+    let vault = args.store.open(loaded).await?;
+    let config = &loaded.config;
+    let url = config.catalog_url()?;
+    Catalog::ensure_database(url.expose()).await?;
+    let catalog = Catalog::connect(url.expose(), config.catalog.max_connections).await?;
+    let mut rebuilt = Rebuilt::default();
+    // The oldest first, as they came.
+    for id in vault.backups().await? {
+        rebuilt.take_backup(&catalog, &vault, &id).await?;
+    }
+    if args.json {
+        render::print(&serde_json::to_string_pretty(&rebuilt)?)?;
+    } else {
+        render::print(&text(&rebuilt))?;
+    }
+    Ok(if rebuilt.left_out.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Warning
+    })
+}
+
+impl Rebuilt {
+    async fn take_backup(&mut self, catalog: &Catalog, vault: &Vault, id: &BackupId) -> anyhow::Result<()> {
+        let committed = match vault.receipt(id).await {
+            Ok(Some(committed)) => committed,
+            Ok(None) => return Ok(()),
+            Err(error) => return self.leave_out(id, error),
+        };
+        let done = FinishedBackup {
+            storage_path: format!("{}/backups/{id}/receipt.json", vault.url().trim_end_matches('/')),
+            vault_url: vault.url().to_owned(),
+            receipt: committed.receipt,
+            sha256: committed.sha256,
+        };
+        let taken = catalog.adopt_backup(&done).await?;
+        self.backups.add(taken);
+        if taken == Taken::NotYet {
+            // Its job goes on, and will bring the rest itself.
+            return Ok(());
+        }
+        let mut verifications = Vec::new();
+        match vault.verification_jobs(id).await {
+            Ok(jobs) => {
+                for job in jobs {
+                    match vault.verification(id, job).await {
+                        Ok(found) => verifications.extend(found),
+                        Err(error) => self.leave_out(id, error)?,
+                    }
+                }
+            }
+            Err(error) => self.leave_out(id, error)?,
+        }
+        verifications.sort_by_key(|(receipt, _)| receipt.completed_at);
+        for (receipt, sha256) in verifications {
+            let taken = catalog
+                .adopt_verification(&FinishedVerification { receipt, sha256 })
+                .await?;
+            self.verifications.add(taken);
+        }
+        match vault.restore_jobs(id).await {
+            Ok(jobs) => {
+                for job in jobs {
+                    match vault.restore(id, job).await {
+                        Ok(Some((receipt, sha256))) => {
+                            let taken = catalog.adopt_restore(&FinishedRestore { receipt, sha256 }).await?;
+                            self.restores.add(taken);
+                        }
+                        Ok(None) => {}
+                        Err(error) => self.leave_out(id, error)?,
+                    }
+                }
+            }
+            Err(error) => self.leave_out(id, error)?,
+        }
+        Ok(())
+    }
+
+    /// A receipt that cannot be trusted is told and left out; a store that does not answer ends the rebuild.
+    fn leave_out(&mut self, id: &BackupId, error: ReadError) -> anyhow::Result<()> {
+        if matches!(error, ReadError::Store { .. }) || error.is_retryable() {
+            return Err(error.into());
+        }
+        self.left_out.push(LeftOut {
+            backup_id: id.clone(),
+            reason: error.to_string(),
+        });
+        Ok(())
+    }
+}
+
+impl Counts {
+    const fn add(&mut self, taken: Taken) {
+        match taken {
+            Taken::New => self.added += 1,
+            Taken::Known | Taken::NotYet => self.known += 1,
+        }
+    }
+}
+
+fn text(rebuilt: &Rebuilt) -> String {
+    let mut lines = Vec::new();
+    for (name, counts) in [
+        ("backups", &rebuilt.backups),
+        ("verifications", &rebuilt.verifications),
+        ("restores", &rebuilt.restores),
+    ] {
+        lines.push(format!("{name}: {} added, {} known before", counts.added, counts.known));
+    }
+    for left_out in &rebuilt.left_out {
+        lines.push(format!(
+            "{}: {}: {}",
+            render::tone(Tone::Warning, "left out"),
+            left_out.backup_id,
+            render::safe(&left_out.reason)
+        ));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,148 @@
+//! What a restore of files takes of a backup, and what it changes at its destination.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What of a backup is restored. Both empty means everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Selected {
+    /// Paths as the backup lists them, each with everything below it.
+    pub paths: Vec<String>,
+    /// Patterns as in a `.gitignore` file.
+    pub include: Vec<String>,
+}
+
+impl Selected {
+    /// Whether everything is restored.
+    pub const fn is_everything(&self) -> bool {
+        self.paths.is_empty() && self.include.is_empty()
+    }
+}
+
+/// What happens to one path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// It is not there and is made.
+    Create,
+    /// Something else is there and gives way.
+    Replace,
+    /// It is there; owner, mode, time or attributes are set.
+    Metadata,
+    /// It is not in the backup and is removed.
+    Delete,
+    /// It, or a part of it, is not restored; the reason says why.
+    Skip,
+}
+
+impl ChangeKind {
+    /// The word that stands for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Replace => "replace",
+            Self::Metadata => "metadata",
+            Self::Delete => "delete",
+            Self::Skip => "skip",
+        }
+    }
+}
+
+/// How often each change happened, or would.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChangeCounts {
+    /// What was not there.
+    pub created: u64,
+    /// What gave way.
+    pub replaced: u64,
+    /// What kept its content and got another owner, mode, time or attribute.
+    pub metadata: u64,
+    /// What the backup does not have.
+    pub deleted: u64,
+    /// What could not be restored, whole or in part.
+    pub skipped: u64,
+}
+
+impl ChangeCounts {
+    /// Counts one change.
+    pub const fn add(&mut self, change: ChangeKind) {
+        let count = match change {
+            ChangeKind::Create => &mut self.created,
+            ChangeKind::Replace => &mut self.replaced,
+            ChangeKind::Metadata => &mut self.metadata,
+            ChangeKind::Delete => &mut self.deleted,
+            ChangeKind::Skip => &mut self.skipped,
+        };
+        *count += 1;
+    }
+}
+
+/// One change of one path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PathChange {
+    /// What happens.
+    pub change: ChangeKind,
+    /// The path below the destination; where it is not UTF-8, its lossy rendering.
+    pub path: String,
+    /// The path's bytes in hex, where they are not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// Why it is skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `GET /api/v1/jobs/{id}/changes`: what a restore of files did at its destination, or, as a dry run, would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreChanges {
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// Where to.
+    pub destination: String,
+    /// How often each change happened, or would.
+    pub counts: ChangeCounts,
+    /// The first changes: all kinds of a dry run, of a restore only what was skipped.
+    pub changes: Vec<PathChange>,
+    /// How many more of them there are.
+    pub more: u64,
+}
+
+impl RestoreChanges {
+    /// So many changes are kept one by one.
+    pub const CHANGES_MAX: usize = 10_000;
+
+    /// Counts a change, and keeps it where there is room.
+    pub fn add(&mut self, change: PathChange) {
+        self.counts.add(change.change);
+        if self.changes.len() < Self::CHANGES_MAX {
+            self.changes.push(change);
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn created() -> PathChange {
+        PathChange {
+            change: ChangeKind::Create,
+            path: "a".to_owned(),
+            path_hex: None,
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_to_keep_is_counted() {
+        let mut changes = RestoreChanges::default();
+        for _ in 0..RestoreChanges::CHANGES_MAX + 7 {
+            changes.add(created());
+        }
+        assert_eq!((changes.changes.len(), changes.more), (RestoreChanges::CHANGES_MAX, 7));
+        assert_eq!(changes.counts.created, 10_007);
+    }
+}

@@ -1,0 +1,57 @@
+//! What a request for a restore said.
+
+use serde::Deserialize;
+use strongroom_catalog::ClaimedJob;
+use strongroom_proto::receipt::BackupReceipt;
+use strongroom_proto::restore::Selected;
+use strongroom_runtime::TargetConfig;
+
+/// What the request said, beside the destination, which may hold a password and so comes apart.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Params {
+    /// As it may be shown.
+    pub(crate) destination: String,
+    pub(crate) overwrite_reason: Option<String>,
+    pub(crate) verify_before_restore: bool,
+    #[serde(default)]
+    pub(crate) selected: Selected,
+    #[serde(default)]
+    pub(crate) in_place: bool,
+    #[serde(default)]
+    pub(crate) delete: bool,
+    #[serde(default)]
+    pub(crate) dry_run: bool,
+}
+
+impl Params {
+    /// Whether every byte of the backup is written.
+    pub(crate) const fn writes_everything(&self) -> bool {
+        self.selected.is_everything() && !self.in_place && !self.dry_run
+    }
+
+    /// Whether a destination that holds something is refused.
+    pub(crate) const fn needs_empty_destination(&self) -> bool {
+        self.overwrite_reason.is_none() && !self.in_place
+    }
+
+    /// Where to: what the request said; in place, where the configuration says that the target lies. A scenario lies
+    /// where the backup found it. Otherwise why that is not known.
+    pub(crate) fn destination(
+        &self,
+        job: &ClaimedJob,
+        backup: &BackupReceipt,
+        target: Option<TargetConfig>,
+    ) -> Result<String, String> {
+        if let Some(said) = &job.secret {
+            return Ok(said.clone());
+        }
+        let configured = target.and_then(|target| Some(target.path?.display().to_string()));
+        let recorded = backup.source.path.clone().filter(|_| job.target.is_scenario());
+        recorded.or(configured).ok_or_else(|| {
+            format!(
+                "where target {0} lies is not known here: configure it on the restorer too, or name the destination",
+                job.target
+            )
+        })
+    }
+}
