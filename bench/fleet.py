@@ -102,8 +102,8 @@ class Postgres:
 class Standalone:
     """`strongroom standalone` in a temporary folder, with settings from the environment."""
 
-    def __init__(self, **settings: str) -> None:
-        self.dir = tempfile.mkdtemp(prefix="sr-bench-", dir="/tmp")
+    def __init__(self, parent: str = "/tmp", **settings: str) -> None:
+        self.dir = tempfile.mkdtemp(prefix="sr-bench-", dir=parent)
         os.chmod(self.dir, 0o711)
         self.settings = {f"STRONGROOM_{key.upper()}": value for key, value in settings.items()}
         self.start()
