@@ -128,6 +128,8 @@ fn failed(error: io::Error, scratch_dir: &Path) -> Result<Vec<Check>, FilesDrill
         io::ErrorKind::InvalidData
         | io::ErrorKind::InvalidInput
         | io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::AlreadyExists
+        | io::ErrorKind::NotADirectory
         | io::ErrorKind::NotFound => Ok(vec![
             Check {
                 name: "restore".to_owned(),

@@ -142,7 +142,7 @@ impl<'a> Preview<'a> {
                 Change::Metadata
             }
             Difference::Other if self.existing == Existing::InPlace => Change::Replace,
-            Difference::Other => return Err(not_a_directory(split(path).1, rustix::io::Errno::NOTDIR)),
+            Difference::Other => return Err(not_a_directory(split(path).1)),
         };
         self.report(change, shown);
         Ok(())

@@ -241,7 +241,7 @@ impl<'a> Writer<'a> {
                     let made = rustix::fs::openat(self.descent.directory()?, name, DIRECTORY, Mode::empty())?;
                     (made, true)
                 }
-                Err(error @ (Errno::NOTDIR | Errno::LOOP)) => return Err(not_a_directory(name, error)),
+                Err(Errno::NOTDIR | Errno::LOOP) => return Err(not_a_directory(name)),
                 opened => (opened?, false),
             };
             self.descent.push(name, directory, Directory::default());
@@ -312,7 +312,7 @@ impl<'a> Writer<'a> {
                 change = Some(Change::Replace);
                 rustix::fs::openat(self.descent.directory()?, name, DIRECTORY, Mode::empty())?
             }
-            Err(error @ (Errno::NOTDIR | Errno::LOOP)) => return Err(not_a_directory(name, error)),
+            Err(Errno::NOTDIR | Errno::LOOP) => return Err(not_a_directory(name)),
             opened => opened?,
         };
         let is_made = change.is_some();
@@ -540,10 +540,10 @@ pub(super) fn check_place(
     }
 }
 
-pub(super) fn not_a_directory(name: &[u8], error: Errno) -> io::Error {
+pub(super) fn not_a_directory(name: &[u8]) -> io::Error {
     let name = String::from_utf8_lossy(name);
     io::Error::new(
-        io::Error::from(error).kind(),
+        io::ErrorKind::NotADirectory,
         format!("{name} is not a directory, or a link: nothing is written through it"),
     )
 }

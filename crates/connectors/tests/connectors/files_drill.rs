@@ -36,17 +36,20 @@ fn a_good_backup_passes_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_drill_notices_a_file_that_cannot_be_restored() {
-    let mut memory = Memory::default();
-    for path in ["good", "../bad"] {
-        memory.begin(&Entry::bare(path, EntryKind::File)).unwrap();
-        memory.write(b"content").unwrap();
-        memory.end().unwrap();
+fn a_drill_notices_what_cannot_be_restored() {
+    for paths in [["good", "../bad"], ["twice", "twice"], ["file", "file/below"]] {
+        let mut memory = Memory::default();
+        for path in paths {
+            memory.begin(&Entry::bare(path, EntryKind::File)).unwrap();
+            memory.write(b"content").unwrap();
+            memory.end().unwrap();
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let checks = drill_files(&memory, scratch.path()).unwrap();
+        assert_eq!(checks[0].outcome, CheckOutcome::Failed, "{checks:?}");
+        assert_eq!(checks[1].outcome, CheckOutcome::Skipped, "{checks:?}");
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     }
-    let scratch = tempfile::tempdir().unwrap();
-    let checks = drill_files(&memory, scratch.path()).unwrap();
-    assert_eq!(checks[0].outcome, CheckOutcome::Failed, "{checks:?}");
-    assert_eq!(checks[1].outcome, CheckOutcome::Skipped, "{checks:?}");
 }
 
 /// A source that gives other content than it lists.

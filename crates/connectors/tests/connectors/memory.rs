@@ -6,6 +6,14 @@ use std::io::{self, Write};
 use strongroom_proto::Sha256Digest;
 use strongroom_proto::manifest::{BackupSink, Entry, EntrySink, EntrySource, FileVersion, Listed};
 
+/// A file as an earlier backup holds it.
+#[derive(Debug, Clone)]
+struct Known {
+    version: FileVersion,
+    content: Vec<u8>,
+    holes: Vec<(usize, u64)>,
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Memory {
     /// Entries with the bytes between their holes.
@@ -15,7 +23,7 @@ pub(crate) struct Memory {
     /// The version of files that a later backup may find unchanged.
     versions: HashMap<usize, FileVersion>,
     /// What an earlier backup holds, by path.
-    known: HashMap<String, (FileVersion, Vec<u8>, Vec<(usize, u64)>)>,
+    known: HashMap<String, Known>,
     /// Paths of entries that were put unchanged.
     pub(crate) unchanged: Vec<String>,
     open: Option<(Entry, Vec<u8>)>,
@@ -68,10 +76,12 @@ impl Memory {
     pub(crate) fn next(&self) -> Self {
         let known = |(index, (entry, content)): (usize, &(Entry, Vec<u8>))| {
             let version = *self.versions.get(&index)?;
-            Some((
-                entry.path.clone(),
-                (version, content.clone(), self.holes_of(index).to_vec()),
-            ))
+            let known = Known {
+                version,
+                content: content.clone(),
+                holes: self.holes_of(index).to_vec(),
+            };
+            Some((entry.path.clone(), known))
         };
         Self {
             known: self.entries.iter().enumerate().filter_map(known).collect(),
@@ -146,17 +156,17 @@ impl EntrySink for Memory {
 
 impl BackupSink for Memory {
     fn put_unchanged(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<bool> {
-        let Some((known, content, holes)) = self.known.get(&entry.path) else {
+        let Some(known) = self.known.get(&entry.path) else {
             return Ok(false);
         };
-        if known != version {
+        if known.version != *version {
             return Ok(false);
         }
         let index = self.entries.len();
         self.versions.insert(index, *version);
-        self.holes.insert(index, holes.clone());
+        self.holes.insert(index, known.holes.clone());
         self.unchanged.push(entry.path.clone());
-        self.entries.push((entry.clone(), content.clone()));
+        self.entries.push((entry.clone(), known.content.clone()));
         Ok(true)
     }
 
