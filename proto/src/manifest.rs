@@ -11,8 +11,8 @@ use crate::Sha256Digest;
 /// One thing a backup contains.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Entry {
-    /// Relative path, components separated by `/`; never absolute, never with `..`. Where the name is not UTF-8 this
-    /// is its lossy rendering and `path_hex` holds the bytes.
+    /// Relative path, components separated by `/`; never absolute, never with `..`. The root of a tree is `.`. Where
+    /// the name is not UTF-8 this is its lossy rendering and `path_hex` holds the bytes.
     pub path: String,
     /// The path's bytes in hex, where they are not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
