@@ -9,7 +9,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use strongroom_proto::{ChunkId, Sha256Digest, VaultId};
 
 use crate::error::ReadError;
@@ -108,7 +108,8 @@ impl ChunkIndex {
     /// Brings the table up to the vault's index: adds what appeared there, and forgets what is gone.
     ///
     /// Calls that follow one another closely are answered from what is known: to know a chunk late costs some space,
-    /// never correctness, and a listing grows with the vault. What this process stored itself is known at once.
+    /// never correctness, and a listing grows with the vault. What this process stored itself is known at once. An index
+    /// object that is damaged adds nothing and stops nobody.
     pub async fn refresh(&self) -> Result<(), ReadError> {
         let mut listed = self.listed.lock().await;
         if let Some((at, took)) = listed.last
@@ -138,14 +139,22 @@ impl ChunkIndex {
             .iter()
             .filter(|object| !held.contains(*object) && !listed.foreign.contains(*object));
         let mut reads = futures::stream::iter(unseen.copied().collect::<Vec<_>>())
-            .map(|object| async move { Ok::<_, ReadError>((object, index::get(&self.store, &object).await?)) })
+            .map(|object| async move { (object, index::get(&self.store, &object).await) })
             .buffer_unordered(INDEX_READS);
-        while let Some((object, bytes)) = reads.try_next().await? {
-            match self.read_object(object, &bytes)? {
-                Some(chunks) => self.table.add(self.vault, chunks).await.map_err(table_error)?,
-                None => {
+        while let Some((object, found)) = reads.next().await {
+            match found.and_then(|bytes| self.read_object(object, &bytes)) {
+                Ok(Some(chunks)) => self.table.add(self.vault, chunks).await.map_err(table_error)?,
+                Ok(None) => {
                     listed.foreign.insert(object);
                 }
+                // Swept since it was listed.
+                Err(ReadError::Missing { .. }) => {}
+                // Its chunks are stored again; a check tells whom the damage hits.
+                Err(error @ (ReadError::Damaged { .. } | ReadError::Malformed { .. })) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(%error, cause, "an index object is damaged and not used; check the vault");
+                }
+                Err(error) => return Err(error),
             }
         }
         drop(reads);

@@ -57,6 +57,15 @@ pub(crate) async fn create(mut store: Store, new: NewVault<'_>, now: DateTime<Ut
         return Err(exists());
     }
     probe(&store).await?;
+    let capabilities = match store.bucket() {
+        Some(bucket) => {
+            let object = format!("{}/{}", layout::PROBE_FOLDER, Uuid::new_v4());
+            let capabilities = bucket.capabilities(&object).await;
+            store.delete(&object).await.map_err(store_error)?;
+            capabilities
+        }
+        None => Capabilities::FILE_SYSTEM,
+    };
 
     let key_id = new.writer_key.key_id();
     let description = Description {
@@ -67,7 +76,7 @@ pub(crate) async fn create(mut store: Store, new: NewVault<'_>, now: DateTime<Ut
         recipients: recipients.iter().map(ToString::to_string).collect(),
         writer_key_id: key_id.clone(),
         signers,
-        capabilities: Capabilities { create_if_absent: true },
+        capabilities,
     };
     let seal_error = |source| CreateVaultError::Seal { source };
     let mut bytes = serde_json::to_vec_pretty(&description).map_err(|e| seal_error(e.into()))?;

@@ -15,6 +15,7 @@ use crate::codec;
 use crate::error::ReadError;
 use crate::keys::MacKey;
 use crate::layout;
+use crate::pack::PACK_BYTES;
 use crate::pipeline::StoredPack;
 use crate::store::{Store, sha256};
 
@@ -162,16 +163,24 @@ impl<'a> IndexBody<'a> {
 
     /// Calls `each` for every line, whoever wrote it.
     pub(crate) fn for_each_unproven(mut self, mut each: impl FnMut(IndexLine)) -> Result<(), ReadError> {
+        let damaged = |problem| ReadError::Damaged {
+            object: self.object.clone(),
+            problem,
+        };
         while let Some(line) = next_line::<IndexLine>(&mut self.lines, &self.object)? {
             if line.raw as usize > CHUNK_MAX_BYTES || line.stored as usize > FRAME_STORED_MAX_BYTES {
-                return Err(ReadError::Damaged {
-                    object: self.object,
-                    problem: "a chunk is larger than any may be",
-                });
+                return Err(damaged("a chunk is larger than any may be"));
+            }
+            if line.offset > PACK_BYTES as u64 {
+                return Err(damaged("a chunk lies where no pack reaches"));
             }
             each(line);
         }
-        Ok(())
+        // Others read what would follow.
+        match self.lines.into_inner().finish().is_empty() {
+            true => Ok(()),
+            false => Err(damaged("it holds more than one frame")),
+        }
     }
 }
 

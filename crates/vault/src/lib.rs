@@ -15,6 +15,7 @@
 
 mod age_file;
 mod blocks;
+mod bucket;
 mod cache;
 mod check;
 mod chunk_index;

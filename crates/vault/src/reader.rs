@@ -36,6 +36,9 @@ pub(crate) struct Place {
     pub(crate) raw_bytes: u32,
 }
 
+/// What is called for an extent of an entry, with where its chunk lies.
+pub(crate) type EachExtent<'a> = dyn FnMut(&Entry, &Extent, Result<Place, ReadError>) + 'a;
+
 /// Reads one backup; its [`EntrySource`] calls block and belong on a thread that may.
 pub struct BackupReader {
     pub(crate) vault: Vault,
@@ -155,10 +158,7 @@ impl BackupReader {
     /// backup says.
     ///
     /// It takes a whole entry list: where that is damaged itself, there is no telling.
-    pub(crate) fn for_each_extent(
-        &self,
-        each: &mut dyn FnMut(&Entry, &Extent, Result<Place, ReadError>),
-    ) -> Result<(), ReadError> {
+    pub(crate) fn for_each_extent(&self, each: &mut EachExtent<'_>) -> Result<(), ReadError> {
         let mut lines = self.lines();
         while let Some(planned) = lines.next_entry()? {
             for part in &planned.parts {
@@ -347,6 +347,9 @@ impl ListLines<'_> {
             let found = waiting
                 .get(searched..)
                 .and_then(|rest| rest.iter().position(|b| *b == b'\n'));
+            if found.map_or(waiting.len(), |at| searched + at) > ENTRY_LINE_BYTES {
+                return Err(self.malformed("a line of it is longer than any may be"));
+            }
             if let Some(at) = found {
                 let line = waiting.get(..searched + at).unwrap_or_default();
                 let parsed = serde_json::from_slice(line).map_err(|e| ReadError::malformed(&self.object, e))?;
@@ -354,9 +357,6 @@ impl ListLines<'_> {
                 return Ok(Some(parsed));
             }
             searched = waiting.len();
-            if searched > ENTRY_LINE_BYTES {
-                return Err(self.malformed("a line of it is longer than any may be"));
-            }
             let Some(chunk) = self.chunks.next() else {
                 return match searched {
                     0 => Ok(None),

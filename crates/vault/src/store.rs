@@ -28,6 +28,7 @@ use strongroom_proto::Sha256Digest;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use crate::bucket::Bucket;
 use crate::error::StoreError;
 use crate::layout;
 
@@ -108,6 +109,7 @@ pub struct S3Settings {
 pub struct Store {
     objects: Option<Arc<dyn ObjectStore>>,
     folder: Option<PathBuf>,
+    bucket: Option<Bucket>,
     url: String,
 }
 
@@ -161,6 +163,7 @@ impl Store {
             objects: None,
             url: url.as_str().trim_end_matches('/').to_owned(),
             folder: Some(folder),
+            bucket: None,
         };
         store.open_folder()?;
         Ok(store)
@@ -183,9 +186,10 @@ impl Store {
         };
         let region_of_env = builder.get_config_value(&AmazonS3ConfigKey::Region);
         let region = settings.region.or(region_of_env);
+        let region = region.unwrap_or_else(|| "us-east-1".to_owned());
         let mut builder = builder
             .with_bucket_name(bucket)
-            .with_region(region.as_deref().unwrap_or("us-east-1"))
+            .with_region(&region)
             .with_allow_http(settings.allow_http)
             .with_conditional_put(S3ConditionalPut::ETagMatch)
             .with_checksum_algorithm(Checksum::SHA256)
@@ -213,6 +217,7 @@ impl Store {
         if let Some(key) = &settings.secret_access_key {
             builder = builder.with_secret_access_key(key.expose());
         }
+        let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint);
         let url = if prefix.is_empty() {
             format!("s3://{bucket}")
         } else {
@@ -222,6 +227,14 @@ impl Store {
             url: url.clone(),
             source: Box::new(source),
         })?;
+        let endpoint = endpoint.unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
+        let bucket = Bucket {
+            url: format!("{}/{bucket}", endpoint.trim_end_matches('/')),
+            region,
+            prefix: prefix.to_owned(),
+            credentials: Arc::clone(s3.credentials()),
+            allow_http: settings.allow_http,
+        };
         let objects: Arc<dyn ObjectStore> = if prefix.is_empty() {
             Arc::new(s3)
         } else {
@@ -230,6 +243,7 @@ impl Store {
         Ok(Self {
             objects: Some(objects),
             folder: None,
+            bucket: Some(bucket),
             url,
         })
     }
@@ -245,6 +259,11 @@ impl Store {
             objects: self.objects.map(wrap),
             ..self
         }
+    }
+
+    /// The bucket this is, where it is one.
+    pub(crate) const fn bucket(&self) -> Option<&Bucket> {
+        self.bucket.as_ref()
     }
 
     /// Makes the folder of a local vault, readable by its owner only.

@@ -333,7 +333,8 @@ impl Run<'_> {
             if let Some(bytes) = self.document(&object).await? {
                 let is_mac = object.ends_with("mac");
                 let is_age = age::Decryptor::new(&bytes[..]).is_ok();
-                let is_hex = bytes.len() == 65 && bytes.ends_with(b"\n") && bytes.iter().take(64).all(u8::is_ascii_hexdigit);
+                let is_hex =
+                    bytes.len() == 65 && bytes.ends_with(b"\n") && bytes.iter().take(64).all(u8::is_ascii_hexdigit);
                 if (is_mac && !is_hex) || (!is_mac && !is_age) {
                     self.damage(object, "cannot be decoded");
                 }

@@ -292,7 +292,7 @@ mod tests {
         for recipient in parsed {
             // The comment of a public key file is gone, and what is left reads as the same key.
             assert_eq!(parse_recipient(&recipient.to_string()).unwrap(), recipient);
-            let sealed = seal_whole(&[recipient.clone()], b"content").unwrap();
+            let sealed = seal_whole(std::slice::from_ref(&recipient), b"content").unwrap();
             assert_eq!(
                 identity.open_whole("x", &sealed, 100).unwrap(),
                 b"content",

@@ -145,3 +145,62 @@ fn urls_that_name_no_store_are_refused_without_repeating_a_key() {
     };
     assert!(!format!("{settings:?}").contains("hidden"));
 }
+
+#[test]
+fn what_the_store_can_do_is_found_out_and_written_down() {
+    let (folder, runtime, key) = (tempfile::tempdir().unwrap(), runtime(), WriterKey::generate());
+    let capabilities =
+        |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap()["capabilities"].clone();
+    runtime
+        .block_on(Vault::create(local(folder.path()), new_vault(&key), at(0)))
+        .unwrap();
+    let written = std::fs::read(folder.path().join("vault.json")).unwrap();
+    assert_eq!(
+        capabilities(&written),
+        serde_json::json!({ "create_if_absent": true, "checksums": false, "versioning": false, "lock": false })
+    );
+
+    let server = strongroom_testkit::S3::start().unwrap();
+    let store = Store::open(&StoreConfig {
+        url: format!("s3://{}/a/vault", server.bucket()),
+        s3: Some(S3Settings {
+            endpoint: Some(server.endpoint()),
+            region: None,
+            access_key_id: Some(server.access_key().to_owned()),
+            secret_access_key: Some(Secret::new(server.secret_key())),
+            allow_http: true,
+        }),
+    });
+    runtime
+        .block_on(Vault::create(store.unwrap(), new_vault(&key), at(0)))
+        .unwrap();
+    let bucket = object_store::aws::AmazonS3Builder::new()
+        .with_bucket_name(server.bucket())
+        .with_region("us-east-1")
+        .with_endpoint(server.endpoint())
+        .with_access_key_id(server.access_key())
+        .with_secret_access_key(server.secret_key())
+        .with_allow_http(true)
+        .build()
+        .unwrap();
+    let left = runtime.block_on(async {
+        use futures::TryStreamExt;
+        use object_store::{ObjectStore, ObjectStoreExt};
+        let written = bucket
+            .get(&"a/vault/vault.json".into())
+            .await
+            .unwrap()
+            .bytes()
+            .await
+            .unwrap();
+        assert_eq!(
+            capabilities(&written),
+            serde_json::json!({ "create_if_absent": true, "checksums": true, "versioning": false, "lock": false })
+        );
+        bucket.list(None).try_collect::<Vec<_>>().await.unwrap()
+    });
+    assert!(
+        left.iter().all(|object| !object.location.to_string().contains("probe")),
+        "{left:?}"
+    );
+}

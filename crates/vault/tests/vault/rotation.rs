@@ -459,3 +459,58 @@ fn a_rotation_whose_answer_was_lost_or_that_was_cut_off_can_be_made_again() {
         assert!(fixture.opens(&fixture.identity, &id, &content));
     }
 }
+
+#[test]
+fn keys_rotate_in_a_bucket_too() {
+    let server = strongroom_testkit::S3::start().unwrap();
+    let open = || {
+        Store::open(&StoreConfig {
+            url: format!("s3://{}/vault", server.bucket()),
+            s3: Some(S3Settings {
+                endpoint: Some(server.endpoint()),
+                region: None,
+                access_key_id: Some(server.access_key().to_owned()),
+                secret_access_key: Some(Secret::new(server.secret_key())),
+                allow_http: true,
+            }),
+        })
+        .unwrap()
+    };
+    let fixture = Fixture::in_store(tempfile::tempdir().unwrap(), open());
+    let content = [stream("a", rows(1, 300_000))];
+    let (first, _) = fixture.back_up(1, &content);
+    let keys = [WriterKey::generate(), WriterKey::generate()];
+    let outcomes = fixture.runtime.block_on(async {
+        let [a, b] = [0, 1].map(|number: usize| {
+            let rotation = Rotation {
+                new_writer_key: Some(&keys[number]),
+                ..nothing(&fixture.writer_key)
+            };
+            fixture.vault.rotate(rotation, at(10))
+        });
+        let (a, b) = tokio::join!(a, b);
+        [a, b]
+    });
+    let winner = outcomes.iter().position(Result::is_ok).unwrap();
+    assert!(outcomes[1 - winner].is_err());
+    let second = fixture
+        .back_up_with(&fixture.vault, &keys[winner], 2, &content)
+        .unwrap();
+    let vault = fixture.runtime.block_on(Vault::open(open())).unwrap();
+    assert_eq!(vault.key_generation(), 2);
+    for id in [&first, &second] {
+        assert!(read(&fixture.runtime, &vault, &fixture.identity, id).unwrap() == content);
+    }
+    let scope = CheckScope {
+        backups: Vec::new(),
+        identity: Some(&fixture.identity),
+    };
+    let report = fixture
+        .runtime
+        .block_on(vault.check_vault(&scope, &CheckProgress::default()))
+        .unwrap();
+    assert!(
+        report.is_sound() && report.is_whole() && report.backups == 2,
+        "{report:?}"
+    );
+}

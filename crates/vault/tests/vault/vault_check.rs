@@ -311,3 +311,32 @@ fn a_list_that_fails_is_an_error_and_never_an_empty_vault() {
         "a vault whose generations cannot be listed is not one without any"
     );
 }
+
+#[test]
+fn lists_of_more_than_ten_thousand_objects_are_whole() {
+    const MANY: u64 = 10_050;
+    let fixture = Fixture::new();
+    let (id, _) = fixture.back_up(1, &[stream("a", "b")]);
+    for folder in ["packs/aa", "index"] {
+        let folder = fixture.path().join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        for number in 0..MANY {
+            std::fs::write(folder.join(format!("{number:064x}")), "left").unwrap();
+        }
+    }
+    let report = fixture.check_all(None).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    assert_eq!(report.unreferenced.unwrap().objects, 2 * MANY);
+    let folder = fixture.path().join(format!("backups/{id}/verifications"));
+    std::fs::create_dir(&folder).unwrap();
+    let mut jobs: Vec<JobId> = (0..MANY).map(|_| JobId::fresh()).collect();
+    for job in &jobs {
+        std::fs::write(folder.join(format!("{job}.json")), "{}").unwrap();
+    }
+    let mut listed = fixture.runtime.block_on(fixture.vault.verification_jobs(&id)).unwrap();
+    listed.sort();
+    jobs.sort();
+    assert!(listed == jobs);
+    let report = fixture.check_all(None).unwrap();
+    assert_eq!(report.damage.len() as u64, MANY, "each of them is no receipt");
+}
