@@ -13,7 +13,7 @@ CARGO_FLAGS := --locked
 TOOLS = $(shell deploy/bootstrap --print-tools)
 DEMO_ARGS ?=
 
-.PHONY: help demo test lint bench install uninstall
+.PHONY: help demo test lint fuzz bench install uninstall
 
 help: ## lists these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,10 @@ test: ## builds everything and runs every test
 lint: ## formatting and clippy, warnings are errors
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+
+fuzz: ## fuzzes every decoder of the vault for FUZZ_SECONDS (20) each
+	@deploy/bootstrap
+	crates/vault/fuzz/run
 
 bench: ## runs every benchmark, each beside the peer it is compared with
 	@deploy/bootstrap --tests

@@ -115,6 +115,7 @@ impl Place {
             target: target.parse().unwrap(),
             target_kind: kind,
             backup_type: BackupType::Full,
+            retention_until: None,
             totals: sealed.totals,
             missing: Vec::new(),
             software: "test".to_owned(),

@@ -132,6 +132,17 @@ pub struct FileVersion {
     pub ctime: (i64, u32),
 }
 
+impl FileVersion {
+    /// The version of a file that may change once more without its times showing it: no later version equals it, though
+    /// what of its content stays the same is still found.
+    pub const fn unsettled(self) -> Self {
+        Self {
+            ctime: (i64::MIN, 0),
+            ..self
+        }
+    }
+}
+
 /// An entry of a backup, and what its content comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listed<'a> {

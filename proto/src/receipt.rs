@@ -61,6 +61,9 @@ pub struct BackupReceipt {
     pub target_kind: TargetKind,
     /// What was asked to be read.
     pub backup_type: BackupType,
+    /// Until when it is to be kept, where the request said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_until: Option<DateTime<Utc>>,
     /// Sizes.
     pub totals: Totals,
     /// What a partial backup lacks, and why.

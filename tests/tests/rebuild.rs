@@ -54,7 +54,10 @@ async fn a_catalog_that_was_dropped_is_refilled_from_the_vault_as_it_was() {
     let mut fleet = Fleet::start(&targets).await.unwrap();
     let mut newest = Value::Null;
     for target in ["hello", "other", "hello"] {
-        let id = fleet.api.backup(&[target]).await.unwrap().remove(0);
+        let ask = json!({ "type": "full", "targets": [target], "retention_days": 30 });
+        let (status, created) = fleet.api.post("/api/v1/backup/create", ask).await.unwrap();
+        assert_eq!(status, 201, "{created}");
+        let id = created["jobs"][0]["job_id"].as_str().unwrap().to_owned();
         fleet.api.completed(&id).await.unwrap();
         newest = fleet.api.verified(&id).await.unwrap();
     }
@@ -65,6 +68,7 @@ async fn a_catalog_that_was_dropped_is_refilled_from_the_vault_as_it_was() {
     fleet.api.completed(&restore).await.unwrap();
     let before = shown(&fleet);
     assert_eq!(before.0["backups"].as_array().unwrap().len(), 3);
+    assert!(before.0["backups"][0]["retention_until"].is_string(), "{}", before.0);
     let restored = "SELECT job_id, backup_id, destination, success FROM restores";
     let restores_before = fleet.sql(restored).unwrap();
 

@@ -52,9 +52,9 @@ impl Catalog {
         sqlx::query(
             "INSERT INTO backup_jobs (id, kind, type, target, target_identifier, pool, status, attempt, created_at,
                  started_at, completed_at, backup_id, size_bytes, stored_bytes, storage_path, checksum, partial,
-                 progress_bytes, progress_files, initiated_by, principal)
+                 progress_bytes, progress_files, initiated_by, principal, retention_until)
              VALUES ($1, 'backup', $2::backup_type, $3::target_kind, $4, $5, 'completed', $6, $7, $7, $8, $9, $10, $11,
-                 $12, $13, $14, $10, $15, $16::initiator, $17)
+                 $12, $13, $14, $10, $15, $16::initiator, $17, $18)
              ON CONFLICT DO NOTHING",
         )
         .bind(receipt.job_id.as_uuid())
@@ -74,6 +74,7 @@ impl Catalog {
         .bind(bytes_column(receipt.totals.entries))
         .bind(initiator_column(receipt.operator.initiated_by))
         .bind(&receipt.operator.principal)
+        .bind(receipt.retention_until)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;

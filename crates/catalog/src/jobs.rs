@@ -121,6 +121,8 @@ pub struct ClaimedJob {
     pub retry_count: u32,
     /// W3C trace context of the trigger.
     pub traceparent: Option<String>,
+    /// Until when the backup is to be kept, where the request said.
+    pub retention_until: Option<DateTime<Utc>>,
 }
 
 impl std::fmt::Debug for ClaimedJob {
@@ -187,7 +189,8 @@ impl Catalog {
                  progress_files = 0, progress_rate_bytes = NULL
              WHERE id = $1 AND attempt = $2 AND status = 'pending' AND dispatched_at IS NOT NULL AND NOT cancel_requested
              RETURNING id, attempt, kind::text, type::text, target::text, target_identifier, backup_id, created_at,
-                 started_at, metadata, params, secret, initiated_by::text, principal, retry_count, traceparent",
+                 started_at, metadata, params, secret, initiated_by::text, principal, retry_count, traceparent,
+                 retention_until",
         )
         .bind(id.as_uuid())
         .bind(attempt_column(attempt))
@@ -573,6 +576,7 @@ fn claimed(row: &PgRow) -> Result<ClaimedJob, CatalogError> {
         },
         retry_count: count_of(row, "retry_count")?,
         traceparent: column(row, "traceparent")?,
+        retention_until: column(row, "retention_until")?,
     })
 }
 

@@ -93,6 +93,7 @@ fn finished(job: JobId, backup_id: &BackupId, attempt: Attempt) -> FinishedBacku
             target: "orders".parse().unwrap(),
             target_kind: TargetKind::Postgres,
             backup_type: BackupType::Full,
+            retention_until: None,
             totals: Totals {
                 content_bytes: 100,
                 stored_bytes: 10,

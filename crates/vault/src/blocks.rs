@@ -138,10 +138,11 @@ impl BlockHasher {
 /// Whether a file that begins so is a database's own, written in place page by page.
 pub(crate) fn is_paged(first: &[u8], file_bytes: u64) -> bool {
     // A Postgres page says its size and layout version in two bytes; ordinary ones are 8 KiB, version 4.
-    let is_postgres = first.get(18..20) == Some(&[0x04, 0x20]) && file_bytes % 8192 == 0;
+    let is_postgres = first.get(18..20) == Some(&[0x04, 0x20]) && file_bytes.is_multiple_of(8192);
     let is_sqlite = first.starts_with(b"SQLite format 3\0");
     // The first page of an InnoDB table space: its type is FSP_HDR, its number 0.
-    let is_innodb = first.get(24..26) == Some(&[0, 8]) && first.get(4..8) == Some(&[0; 4]) && file_bytes % 16_384 == 0;
+    let is_innodb =
+        first.get(24..26) == Some(&[0, 8]) && first.get(4..8) == Some(&[0; 4]) && file_bytes.is_multiple_of(16_384);
     is_postgres || is_sqlite || is_innodb
 }
 

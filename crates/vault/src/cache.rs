@@ -452,7 +452,7 @@ mod tests {
                 extent(2, 0),
                 extent(1, 0),
             ],
-            blocks: (number % 2 == 0).then(|| Blocks {
+            blocks: number.is_multiple_of(2).then(|| Blocks {
                 block_bytes: 8192,
                 digests: vec![[number; 16], [7; 16]],
             }),

@@ -386,12 +386,14 @@ impl<'a> Fetcher<'a> {
         self.uses.insert(*chunk, (1, place.raw_bytes as usize));
         self.ahead_bytes += place.raw_bytes as usize;
         let end = place.offset.saturating_add(u64::from(place.stored_bytes));
-        if let Some(run) = &mut self.run {
-            if run.pack == place.pack && run.to == place.offset && end - run.from <= RUN_BYTES {
-                run.to = end;
-                run.places.push(place);
-                return Ok(());
-            }
+        if let Some(run) = &mut self.run
+            && run.pack == place.pack
+            && run.to == place.offset
+            && end - run.from <= RUN_BYTES
+        {
+            run.to = end;
+            run.places.push(place);
+            return Ok(());
         }
         let run = Run {
             pack: place.pack,

@@ -22,9 +22,9 @@ use crate::pack::{PackBuilder, PackedChunk, SealedPack};
 use crate::store::Store;
 
 /// Chunks waiting for a compressing thread.
-const COMPRESS_QUEUE_CHUNKS: usize = 2;
+const COMPRESS_QUEUE_CHUNKS: usize = 4;
 /// Compressed chunks waiting to be sealed.
-const FRAME_QUEUE_CHUNKS: usize = 1;
+const FRAME_QUEUE_CHUNKS: usize = 2;
 /// Threads that compress, at most; there is one a core.
 const COMPRESS_THREADS: usize = 8;
 /// Packs that are sealed and stored at the same time.
@@ -225,7 +225,9 @@ impl Stages {
     fn join(self) -> bool {
         drop(self.chunks);
         let threads = self.compressors.into_iter().chain([self.filler]).chain(self.storers);
-        threads.fold(true, |well, thread| thread.join().is_ok() && well)
+        // All of them are waited for, also after one that panicked.
+        let ends: Vec<bool> = threads.map(|thread| thread.join().is_ok()).collect();
+        ends.into_iter().all(|well| well)
     }
 }
 

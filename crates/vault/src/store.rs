@@ -34,6 +34,8 @@ use crate::layout;
 
 /// How long one request to S3 is retried in all.
 const RETRY_SECONDS: u64 = 60;
+/// Smaller objects are not worth a call of their own before the barrier.
+const WRITE_OUT_BYTES: usize = 1024 * 1024;
 /// How long one request may take: a whole pack over a slow line.
 const REQUEST_SECONDS: u64 = 180;
 /// How often a put is tried again after a failure whose outcome is unknown; each try is create-if-absent.
@@ -317,12 +319,32 @@ impl Store {
     /// Stores an object under a name nobody else uses for other content, and confirms it.
     pub(crate) async fn put(&self, object: &str, bytes: Bytes) -> Result<(), StoreError> {
         match self.create(object, bytes.clone()).await? {
-            Created::Now => self.confirm(object, &bytes).await,
+            Created::Now => {
+                self.confirm(object, &bytes).await?;
+                if bytes.len() >= WRITE_OUT_BYTES {
+                    self.begin_writing_out(object).await;
+                }
+                Ok(())
+            }
             // Our own earlier try may have landed although its answer was lost.
             Created::Before if self.holds(object, &bytes).await? => Ok(()),
             Created::Before => Err(StoreError::Exists {
                 object: object.to_owned(),
             }),
+        }
+    }
+
+    /// Has a local disk begin to write an object, so that the barrier has little left to wait for. Only advice.
+    async fn begin_writing_out(&self, object: &str) {
+        let Some(path) = self.folder.as_ref().map(|folder| folder.join(object)) else {
+            return;
+        };
+        let advised = tokio::task::spawn_blocking(move || {
+            let file = File::open(path)?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(io::Error::from)
+        });
+        if let Ok(Err(error)) = advised.await {
+            tracing::debug!(object, %error, "the disk was not asked to begin writing");
         }
     }
 

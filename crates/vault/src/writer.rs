@@ -829,7 +829,7 @@ impl Keeper {
             }
             self.pipeline.submit(chunk, content)?;
             self.submitted += 1;
-            if self.submitted % LISTING_STEP_CHUNKS == 0 {
+            if self.submitted.is_multiple_of(LISTING_STEP_CHUNKS) {
                 self.store_index_if_large()?;
             }
         }

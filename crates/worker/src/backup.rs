@@ -200,6 +200,7 @@ impl Writing {
             target: job.target.clone(),
             target_kind: job.target_kind,
             backup_type: job.backup_type,
+            retention_until: job.retention_until,
             totals: sealed.totals,
             missing: taken.missing,
             software: software(),

@@ -396,12 +396,13 @@ impl Walk<'_> {
 
     fn begin_file(&mut self, facts: &Statx, looked_at: SystemTime) -> Result<(), FilesError> {
         let version = version_of(facts);
-        let begun = if is_settled(&version, looked_at) {
-            self.sink.begin_file(&self.entry, &version)
-        } else {
-            self.sink.begin(&self.entry)
+        let version = match is_settled(&version, looked_at) {
+            true => version,
+            false => version.unsettled(),
         };
-        begun.map_err(sink_error(&self.entry.path))
+        self.sink
+            .begin_file(&self.entry, &version)
+            .map_err(sink_error(&self.entry.path))
     }
 
     /// A file is in the backup whole: its other names may refer to it.

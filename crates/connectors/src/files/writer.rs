@@ -28,6 +28,8 @@ use super::restore::{Change, Existing, FilesRestored};
 /// Told of each change with its path and, for what is skipped, the reason.
 pub(super) type Changed<'a> = Box<dyn FnMut(Change, &Path, Option<&str>) + 'a>;
 
+/// So much of a large file is written before the disk is asked to begin with it.
+const WRITE_OUT_BYTES: u64 = 8 * 1024 * 1024;
 const TEMPORARY_PREFIX: &str = ".strongroom-restore-";
 
 /// Writes entries into a destination. [`finish`](Self::finish) ends it.
@@ -74,6 +76,8 @@ struct OpenFile {
     made: u32,
     position: u64,
     ends_with_hole: bool,
+    /// Since the disk was last asked to begin.
+    unwritten_bytes: u64,
 }
 
 /// Where a name is free, or what has it.
@@ -123,6 +127,12 @@ impl<'a> Writer<'a> {
             .map_err(named(&open.entry.path))?;
         open.position += bytes.len() as u64;
         open.ends_with_hole = false;
+        open.unwritten_bytes += bytes.len() as u64;
+        if open.unwritten_bytes >= WRITE_OUT_BYTES {
+            // Has the disk begin now, so that there is little left to wait for at the end. Only advice.
+            let _ = rustix::fs::fadvise(&open.file, 0, None, rustix::fs::Advice::DontNeed);
+            open.unwritten_bytes = 0;
+        }
         self.restored.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -395,6 +405,7 @@ impl<'a> Writer<'a> {
             made,
             position: 0,
             ends_with_hole: false,
+            unwritten_bytes: 0,
         })
     }
 

@@ -58,20 +58,44 @@ const DAMAGES: [Damage; 8] = [
 /// What is sealed, or authenticated by the writer key alone, takes an identity; a copy of somebody else's vault is
 /// whole in itself. All that a backup consists of is found without any key.
 const TABLE: [(&str, [Finder; 8]); 15] = [
-    ("vault.json", [Opening, Opening, Opening, Opened, Opening, Opened, Opening, Opening]),
-    ("keys/*.vault-mac", [Opened, Opened, Check, Check, Check, Check, Check, Opened]),
-    ("keys/????????????????.age", [Check, Opened, Opened, Opened, Check, Opened, Check, Opened]),
-    ("keys/????????????????.????????*.age", [Check, Check, Check, Check, Check, Check, Check, Check]),
-    ("keys/generations/2.jsonl", [Opening, Opened, Opening, Opening, Opening, Opening, Check, Opening]),
+    (
+        "vault.json",
+        [Opening, Opening, Opening, Opened, Opening, Opened, Opening, Opening],
+    ),
+    (
+        "keys/*.vault-mac",
+        [Opened, Opened, Check, Check, Check, Check, Check, Opened],
+    ),
+    (
+        "keys/????????????????.age",
+        [Check, Opened, Opened, Opened, Check, Opened, Check, Opened],
+    ),
+    (
+        "keys/????????????????.????????*.age",
+        [Check, Check, Check, Check, Check, Check, Check, Check],
+    ),
+    (
+        "keys/generations/2.jsonl",
+        [Opening, Opened, Opening, Opening, Opening, Opening, Check, Opening],
+    ),
     ("packs/*/*", [Check; 8]),
     ("index/*", [Check; 8]),
     ("backups/*/a1/manifest", [Check; 8]),
     ("backups/*/a1/packs", [Check; 8]),
     ("backups/*/a1/receipt.json.sig", [Check; 8]),
-    ("backups/*/receipt.json", [Check, Check, Check, Check, Check, Check, NoBackup, Check]),
-    ("backups/*/verifications/*.json", [Check, Check, Check, Check, Check, Check, Nobody, Check]),
+    (
+        "backups/*/receipt.json",
+        [Check, Check, Check, Check, Check, Check, NoBackup, Check],
+    ),
+    (
+        "backups/*/verifications/*.json",
+        [Check, Check, Check, Check, Check, Check, Nobody, Check],
+    ),
     ("backups/*/verifications/*.json.sig", [Check; 8]),
-    ("backups/*/restores/*.json", [Check, Check, Check, Check, Check, Check, Nobody, Check]),
+    (
+        "backups/*/restores/*.json",
+        [Check, Check, Check, Check, Check, Check, Nobody, Check],
+    ),
     ("backups/*/restores/*.json.sig", [Check; 8]),
 ];
 
@@ -116,10 +140,7 @@ impl LivedIn {
                 fixture.writer_key = new_key;
                 fixture.index = std::sync::Arc::new(ChunkIndex::new(&fixture.vault, &fixture.writer_key));
             }
-            let items = vec![
-                stream("a", rows(number, 200_000)),
-                file("b", format!("small {number}")),
-            ];
+            let items = vec![stream("a", rows(number, 200_000)), file("b", format!("small {number}"))];
             let (id, _) = fixture.back_up(number as i64, &items);
             let evidence = verification(&id, JobId::fresh(), Attempt::FIRST, "");
             let receipt: RestoreReceipt = restored(&id, JobId::fresh());
@@ -170,7 +191,10 @@ impl LivedIn {
         } else if lost && self.backups.iter().any(single) {
             NoBackup
         } else {
-            assert!(!self.backups.iter().any(single), "only the check of a single backup found it");
+            assert!(
+                !self.backups.iter().any(single),
+                "only the check of a single backup found it"
+            );
             Nobody
         }
     }
@@ -243,7 +267,10 @@ fn another_backup_under_ones_name_is_found() {
     let root = vault.fixture.path();
     let (ours, theirs) = (vault.backups[0].0.as_str(), vault.backups[1].0.as_str());
     for kind in ["receipt.json", "a1/receipt.json.sig", "a1/manifest", "a1/packs"] {
-        let (from, to) = (root.join(format!("backups/{theirs}/{kind}")), root.join(format!("backups/{ours}/{kind}")));
+        let (from, to) = (
+            root.join(format!("backups/{theirs}/{kind}")),
+            root.join(format!("backups/{ours}/{kind}")),
+        );
         std::fs::copy(from, to).unwrap();
     }
     assert_eq!(vault.finder(&root), Check);
@@ -280,7 +307,10 @@ fn a_check_without_keys_names_each_damaged_object() {
     std::fs::remove_file(fixture.path().join(&index)).unwrap();
     let check = |id| fixture.runtime.block_on(fixture.vault.check(id)).unwrap();
     let damage: Vec<String> = check(id).damage.iter().map(ToString::to_string).collect();
-    let expected = [format!("{index} is missing"), format!("{pack} does not match its digest")];
+    let expected = [
+        format!("{index} is missing"),
+        format!("{pack} does not match its digest"),
+    ];
     assert_eq!(damage, expected);
     assert!(check(&vault.backups[1].0).is_sound());
 }

@@ -3,14 +3,25 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod commits;
+mod conformance;
 mod creation;
 mod damage;
+mod document_vectors;
+mod edits;
 mod faults;
+mod forge;
+mod golden;
+mod model;
 mod order;
 mod rotation;
 mod round_trip;
 mod s3;
+mod sealed_vectors;
 mod stock_tools;
 mod support;
-mod vault_check;
 mod trees;
+mod vault_check;
+mod vectors;
+
+/// What the tests of the format keep.
+const TESTDATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata");

@@ -61,7 +61,10 @@ impl Recorded {
         fixture.runtime.block_on(fixture.index.refresh()).unwrap();
         let id = Fixture::id(number);
         let cache = fixture.folder.path().join("cache");
-        let mut writer = fixture.writer(&id, Attempt::FIRST).unwrap().with_cache(&cache, &fixture.writer_key);
+        let mut writer = fixture
+            .writer(&id, Attempt::FIRST)
+            .unwrap()
+            .with_cache(&cache, &fixture.writer_key);
         tree.put_into(&mut writer).unwrap();
         let sealed = writer.finish().unwrap();
         let receipt = fixture.receipt(&id, Attempt::FIRST, &sealed);
@@ -127,7 +130,13 @@ fn a_tree() -> Tree {
 #[test]
 fn a_first_backup_makes_its_packs_durable_before_its_index_and_everything_before_its_receipt() {
     let mut recorded = Recorded::new();
-    let stored = ["put pack", "get pack", "barrier", "put index object", "get index object"];
+    let stored = [
+        "put pack",
+        "get pack",
+        "barrier",
+        "put index object",
+        "get index object",
+    ];
     let expected: Vec<&str> = begin(0).chain(stored).chain(END).collect();
     assert_eq!(recorded.back_up(&a_tree(), 1), expected);
 }
@@ -150,7 +159,13 @@ fn a_changed_file_costs_one_pack_and_one_index_object() {
     let mut tree = a_tree();
     recorded.back_up(&tree, 1);
     tree.change(1, |file| file.content.bytes[2_000_000] ^= 1);
-    let stored = ["put pack", "get pack", "barrier", "put index object", "get index object"];
+    let stored = [
+        "put pack",
+        "get pack",
+        "barrier",
+        "put index object",
+        "get index object",
+    ];
     let expected: Vec<&str> = begin(1).chain(stored).chain(END).collect();
     assert_eq!(recorded.back_up(&tree, 2), expected);
 }

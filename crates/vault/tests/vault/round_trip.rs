@@ -132,21 +132,43 @@ fn another_process_learns_of_chunks_from_the_vault() {
 }
 
 #[test]
-fn an_index_with_another_writer_key_is_not_trusted() {
-    let fixture = Fixture::new();
-    fixture.back_up(1, &[stream("a", "content")]);
-    // One of a writer key of another time is none of our business.
-    let foreign = ChunkIndex::new(&fixture.vault, &WriterKey::generate());
-    fixture.runtime.block_on(foreign.refresh()).unwrap();
-    // One that says it was made with our key, and was not.
+fn an_index_object_that_is_damaged_forged_or_of_another_key_is_not_used_and_stops_nobody() {
+    let mut fixture = Fixture::new();
+    let items = [stream("a", "content")];
+    fixture.back_up(1, &items);
     let name = fixture.objects().into_iter().find(|o| o.starts_with("index/")).unwrap();
-    let mut forged = std::fs::read(fixture.path().join(&name)).unwrap();
+    let original = std::fs::read(fixture.path().join(&name)).unwrap();
+    // One that says it was made with our key, and was not.
+    let mut forged = original.clone();
     *forged.last_mut().unwrap() ^= 1;
     let digest = hex::encode(ring::digest::digest(&ring::digest::SHA256, &forged));
-    std::fs::write(fixture.path().join(format!("index/{digest}")), forged).unwrap();
-    let index = ChunkIndex::new(&fixture.vault, &fixture.writer_key);
-    let error = fixture.runtime.block_on(index.refresh()).unwrap_err();
-    assert!(matches!(error, ReadError::Damaged { .. }), "{error:?}");
+    let forged_name = format!("index/{digest}");
+    std::fs::write(fixture.path().join(&forged_name), forged).unwrap();
+    // One whose bytes were lost.
+    std::fs::write(fixture.path().join(&name), b"").unwrap();
+    fixture.index = Arc::new(ChunkIndex::new(&fixture.vault, &fixture.writer_key));
+    fixture.runtime.block_on(fixture.index.refresh()).unwrap();
+    let (id, sealed) = fixture.back_up(2, &items);
+    assert_eq!((sealed.totals.new_chunks, sealed.totals.chunks), (1, 1));
+    let list = std::fs::read_to_string(fixture.path().join(format!("backups/{id}/a1/packs"))).unwrap();
+    assert!(!list.contains(&name) && !list.contains(&forged_name), "{list}");
+    assert_eq!(fixture.read(&id).unwrap(), items);
+    // Put back, it counts again; to a writer of another time it never did.
+    std::fs::write(fixture.path().join(&name), original).unwrap();
+    std::fs::remove_file(fixture.path().join(list_index(&list))).unwrap();
+    fixture.index = Arc::new(ChunkIndex::new(&fixture.vault, &fixture.writer_key));
+    fixture.runtime.block_on(fixture.index.refresh()).unwrap();
+    let (id, sealed) = fixture.back_up(3, &items);
+    assert_eq!(sealed.totals.new_chunks, 0);
+    assert_eq!(fixture.read(&id).unwrap(), items);
+    let foreign = ChunkIndex::new(&fixture.vault, &WriterKey::generate());
+    fixture.runtime.block_on(foreign.refresh()).unwrap();
+}
+
+/// The index object in a list of packs that names one.
+fn list_index(list: &str) -> &str {
+    let mut objects = list.lines().filter_map(|line| line.split("  ").nth(1));
+    objects.find(|object| object.starts_with("index/")).unwrap()
 }
 
 #[test]

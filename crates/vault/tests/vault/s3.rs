@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use object_store::aws::AmazonS3Builder;
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::prefix::PrefixStore;
 use strongroom_proto::Attempt;
 use strongroom_testkit::S3;
 use strongroom_vault::*;
 
+use crate::conformance::{Place, keeps_the_promises};
 use crate::support::*;
 
 fn settings(server: &S3) -> S3Settings {
@@ -33,110 +33,30 @@ fn fixture(server: &S3, prefix: &str) -> Fixture {
     Fixture::in_store(tempfile::tempdir().unwrap(), store)
 }
 
-/// The bucket as somebody else sees it.
-fn bucket(server: &S3) -> impl ObjectStore {
-    AmazonS3Builder::new()
+#[test]
+fn a_vault_in_a_bucket_of_a_real_server_keeps_its_promises() {
+    let server = S3::start().unwrap();
+    let vaults = config(&server, "some/prefix");
+    let builder = AmazonS3Builder::new()
         .with_bucket_name(server.bucket())
         .with_region("us-east-1")
         .with_endpoint(server.endpoint())
         .with_access_key_id(server.access_key())
         .with_secret_access_key(server.secret_key())
-        .with_allow_http(true)
-        .build()
-        .unwrap()
-}
-
-#[test]
-fn a_vault_in_a_bucket_keeps_the_same_promises() {
-    let server = S3::start().unwrap();
-    let mut fixture = fixture(&server, "some/prefix");
-    let url = format!("s3://{}/some/prefix", server.bucket());
-    assert_eq!(fixture.vault.url(), url);
-
-    // More than one pack, and a second backup that reuses them.
-    let items = vec![
-        stream("small", "x"),
-        stream("large", noise(1, 70_000_000)),
-        file("empty", ""),
-    ];
-    let (id, sealed) = fixture.back_up(1, &items);
-    assert!(sealed.artifacts.iter().all(|artifact| artifact.uri.starts_with(&url)));
-    assert!(fixture.read(&id).unwrap() == items);
-    let report = fixture.runtime.block_on(fixture.vault.check(&id)).unwrap();
-    assert!(report.is_sound() && report.bytes > 70_000_000, "{report:?}");
-    let again = fixture
-        .runtime
-        .block_on(Vault::open(Store::open(&config(&server, "some/prefix")).unwrap()))
-        .unwrap();
-    // What a writer of another process knows.
-    fixture.index = Arc::new(ChunkIndex::new(&again, &fixture.writer_key));
-    fixture.runtime.block_on(fixture.index.refresh()).unwrap();
-    let (second, sealed) = fixture.back_up(2, &items);
-    assert_eq!(sealed.totals.new_chunks, 0);
-    let mut expected = vec![id.clone(), second];
-    expected.sort();
-    assert_eq!(fixture.runtime.block_on(again.backups()).unwrap(), expected);
-
-    // One receipt a backup, though two attempts commit at once.
-    let contested = Fixture::id(3);
-    let receipts = [1, 2].map(|number| {
-        let attempt = Attempt::new(number);
-        let sealed = fixture.write(&contested, attempt, &[stream("a", format!("{number}"))]);
-        fixture.receipt(&contested, attempt, &sealed)
+        .with_allow_http(true);
+    keeps_the_promises(&Place {
+        open: Box::new(move |name| {
+            let mut config = vaults.clone();
+            config.url = format!("{}/{name}", config.url);
+            Store::open(&config).unwrap()
+        }),
+        objects: Box::new(move |name| {
+            let bucket = builder.clone().build().unwrap();
+            Arc::new(PrefixStore::new(bucket, format!("some/prefix/{name}")))
+        }),
+        // A server answers with 1,000 at a time.
+        many: 1_001,
     });
-    let outcomes = fixture.runtime.block_on(async {
-        let [a, b] = [0, 1].map(|number| fixture.vault.commit(&receipts[number], &fixture.signer));
-        let (a, b) = tokio::join!(a, b);
-        [a.unwrap(), b.unwrap()]
-    });
-    let ours = outcomes
-        .iter()
-        .filter(|outcome| matches!(outcome, Committed::Ours(_)))
-        .count();
-    assert_eq!(ours, 1, "{outcomes:?}");
-
-    // A second vault in the same place is refused, one beside it is not.
-    let key = WriterKey::generate();
-    let new = || NewVault {
-        recipients: vec![Identity::generate().1],
-        writer_key: &key,
-        signers: vec![("w".to_owned(), fixture.signer.public_line().unwrap())],
-    };
-    let over = Vault::create(Store::open(&config(&server, "some/prefix")).unwrap(), new(), at(5));
-    assert!(matches!(
-        fixture.runtime.block_on(over),
-        Err(CreateVaultError::Exists { .. })
-    ));
-    let beside = Vault::create(Store::open(&config(&server, "some/other")).unwrap(), new(), at(5));
-    let beside = fixture.runtime.block_on(beside).unwrap();
-    assert_eq!(fixture.runtime.block_on(beside.backups()).unwrap(), []);
-
-    // What somebody deletes or alters in the bucket is found.
-    let list = format!("some/prefix/backups/{id}/a1/packs");
-    let objects = bucket(&server);
-    let pack = fixture.runtime.block_on(async {
-        let text = objects.get(&Path::from(list)).await.unwrap().bytes().await.unwrap();
-        let text = String::from_utf8(text.to_vec()).unwrap();
-        let pack = text
-            .lines()
-            .find_map(|line| line.split("  ").nth(1).filter(|p| p.starts_with("packs/")));
-        let path = Path::from(format!("some/prefix/{}", pack.unwrap()));
-        let mut bytes = objects.get(&path).await.unwrap().bytes().await.unwrap().to_vec();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        objects.put(&path, bytes.into()).await.unwrap();
-        pack.unwrap().to_owned()
-    });
-    let report = fixture.runtime.block_on(fixture.vault.check(&id)).unwrap();
-    assert_eq!(
-        report.damage.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        [format!("{pack} does not match its digest")]
-    );
-    let error = fixture.read(&id).unwrap_err();
-    assert!(
-        ReadError::in_io_error(&error).is_some_and(|error| !error.is_retryable()),
-        "{error:?}"
-    );
 }
 
 #[test]

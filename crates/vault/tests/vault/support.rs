@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
+use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
@@ -51,6 +52,20 @@ pub(crate) fn local(path: &Path) -> Store {
         s3: None,
     })
     .unwrap()
+}
+
+/// A bucket in memory: what a bucket promises, without a server.
+pub(crate) fn in_memory(objects: &Arc<InMemory>) -> Store {
+    let store = Store::open(&StoreConfig {
+        url: "s3://memory".to_owned(),
+        s3: Some(S3Settings {
+            access_key_id: Some("unused".to_owned()),
+            secret_access_key: Some(Secret::new("unused")),
+            ..S3Settings::default()
+        }),
+    });
+    let objects: Arc<dyn ObjectStore> = Arc::<InMemory>::clone(objects);
+    store.unwrap().wrapped(|_| objects)
 }
 
 impl Fixture {
@@ -116,34 +131,7 @@ impl Fixture {
     }
 
     pub(crate) fn receipt(&self, id: &BackupId, attempt: Attempt, sealed: &Sealed) -> BackupReceipt {
-        BackupReceipt {
-            schema: BACKUP_RECEIPT_SCHEMA.to_owned(),
-            backup_id: id.clone(),
-            environment: "test".to_owned(),
-            surface: "orders".to_owned(),
-            method: Method::LogicalDump,
-            started_at: at(1),
-            completed_at: at(2),
-            status: ReceiptStatus::Success,
-            artifacts: sealed.artifacts.clone(),
-            integrity: Integrity::UNPROVEN,
-            git: None,
-            operator: Operator {
-                initiated_by: InitiatedBy::Automation,
-                principal: "worker@test".to_owned(),
-            },
-            notes: String::new(),
-            vault_id: self.vault.id(),
-            job_id: JobId::fresh(),
-            attempt,
-            target: "orders-db".parse().unwrap(),
-            target_kind: TargetKind::Postgres,
-            backup_type: BackupType::Full,
-            totals: sealed.totals,
-            missing: Vec::new(),
-            software: "test".to_owned(),
-            source: SourceFacts::default(),
-        }
+        a_receipt(&self.vault, id, attempt, sealed)
     }
 
     /// Writes and commits a backup.
@@ -166,6 +154,38 @@ impl Fixture {
     /// The paths of all objects, relative to the vault.
     pub(crate) fn objects(&self) -> Vec<String> {
         objects(&self.path())
+    }
+}
+
+pub(crate) fn a_receipt(vault: &Vault, id: &BackupId, attempt: Attempt, sealed: &Sealed) -> BackupReceipt {
+    BackupReceipt {
+        schema: BACKUP_RECEIPT_SCHEMA.to_owned(),
+        backup_id: id.clone(),
+        environment: "test".to_owned(),
+        surface: "orders".to_owned(),
+        method: Method::LogicalDump,
+        started_at: at(1),
+        completed_at: at(2),
+        status: ReceiptStatus::Success,
+        artifacts: sealed.artifacts.clone(),
+        integrity: Integrity::UNPROVEN,
+        git: None,
+        operator: Operator {
+            initiated_by: InitiatedBy::Automation,
+            principal: "worker@test".to_owned(),
+        },
+        notes: String::new(),
+        vault_id: vault.id(),
+        job_id: JobId::fresh(),
+        attempt,
+        target: "orders-db".parse().unwrap(),
+        target_kind: TargetKind::Postgres,
+        backup_type: BackupType::Full,
+        retention_until: None,
+        totals: sealed.totals,
+        missing: Vec::new(),
+        software: "test".to_owned(),
+        source: SourceFacts::default(),
     }
 }
 

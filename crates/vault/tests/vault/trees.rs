@@ -1,5 +1,4 @@
-//! A file tree that changes between backups, written with the cache of what the last one stored: whatever the edits,
-//! and whatever became of the cache, every backup restores exactly.
+//! A file tree that changes between backups, written with the cache of what the last one stored.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,7 +6,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use proptest::prelude::*;
 use strongroom_proto::manifest::{BackupSink, Entry, EntryKind, EntrySink, EntrySource, FileVersion};
 use strongroom_proto::{Attempt, BackupId};
 use strongroom_vault::*;
@@ -47,7 +45,7 @@ impl Content {
         }
     }
 
-    fn fill_holes(&mut self) {
+    pub(crate) fn fill_holes(&mut self) {
         self.holes.clear();
     }
 
@@ -66,7 +64,7 @@ impl Content {
 
 #[derive(Clone, PartialEq)]
 pub(crate) struct Node {
-    kind: EntryKind,
+    pub(crate) kind: EntryKind,
     pub(crate) content: Content,
     version: FileVersion,
 }
@@ -201,13 +199,13 @@ impl EntrySink for Restored {
 }
 
 /// What a backup of a tree came to.
-struct Outcome {
-    id: BackupId,
-    sealed: Sealed,
-    files_read: usize,
+pub(crate) struct Outcome {
+    pub(crate) id: BackupId,
+    pub(crate) sealed: Sealed,
+    pub(crate) files_read: usize,
 }
 
-fn write(fixture: &Fixture, cache: &Path, tree: &Tree, number: i64) -> Outcome {
+pub(crate) fn write(fixture: &Fixture, cache: &Path, tree: &Tree, number: i64) -> Outcome {
     let id = Fixture::id(number);
     let writer = fixture.writer(&id, Attempt::FIRST).unwrap();
     let mut writer = writer.with_cache(cache, &fixture.writer_key);
@@ -216,7 +214,7 @@ fn write(fixture: &Fixture, cache: &Path, tree: &Tree, number: i64) -> Outcome {
     Outcome { id, sealed, files_read }
 }
 
-fn back_up(fixture: &Fixture, cache: &Path, tree: &Tree, number: i64) -> Outcome {
+pub(crate) fn back_up(fixture: &Fixture, cache: &Path, tree: &Tree, number: i64) -> Outcome {
     let outcome = write(fixture, cache, tree, number);
     let receipt = fixture.receipt(&outcome.id, Attempt::FIRST, &outcome.sealed);
     fixture
@@ -226,7 +224,7 @@ fn back_up(fixture: &Fixture, cache: &Path, tree: &Tree, number: i64) -> Outcome
     outcome
 }
 
-fn a_tree() -> Tree {
+pub(crate) fn a_tree() -> Tree {
     let mut tree = Tree::default();
     tree.put("a/empty", Content::default());
     tree.put("a/small", Content::of(rows(1, 700)));
@@ -242,16 +240,16 @@ fn a_tree() -> Tree {
     tree
 }
 
-fn cache_of(fixture: &Fixture) -> std::path::PathBuf {
+pub(crate) fn cache_of(fixture: &Fixture) -> std::path::PathBuf {
     fixture.folder.path().join("cache/orders")
 }
 
-fn learn_anew(fixture: &mut Fixture) {
+pub(crate) fn learn_anew(fixture: &mut Fixture) {
     fixture.index = Arc::new(ChunkIndex::new(&fixture.vault, &fixture.writer_key));
     fixture.runtime.block_on(fixture.index.refresh()).unwrap();
 }
 
-fn remove(fixture: &Fixture, wanted: impl Fn(&String) -> bool) {
+pub(crate) fn remove(fixture: &Fixture, wanted: impl Fn(&String) -> bool) {
     for object in fixture.objects().iter().filter(|object| wanted(object)) {
         std::fs::remove_file(fixture.path().join(object)).unwrap();
     }
@@ -269,7 +267,10 @@ fn an_unchanged_tree_is_neither_read_nor_stored_again() {
         assert_eq!(again.files_read, 0);
         let (found, expected) = (again.sealed.totals, first.sealed.totals);
         assert_eq!((found.new_chunks, found.new_content_bytes), (0, 0));
-        assert_eq!((found.entries, found.content_bytes), (expected.entries, expected.content_bytes));
+        assert_eq!(
+            (found.entries, found.content_bytes),
+            (expected.entries, expected.content_bytes)
+        );
         tree.assert_restores(&fixture, &again.id);
     }
     let added: Vec<String> = fixture.objects().into_iter().filter(|o| !before.contains(o)).collect();
@@ -376,14 +377,14 @@ fn chunk_lengths(fixture: &Fixture) -> Vec<u64> {
 #[test]
 fn a_databases_file_is_cut_at_fixed_places_whatever_lies_before_it() {
     const MIB: usize = 1024 * 1024;
-    let postgres = |bytes: &mut [u8]| bytes[18..20].copy_from_slice(&[0x04, 0x20]);
-    let sqlite = |bytes: &mut [u8]| bytes[..16].copy_from_slice(b"SQLite format 3\0");
-    let innodb = |bytes: &mut [u8]| {
+    type Begins = fn(&mut [u8]);
+    let postgres: Begins = |bytes| bytes[18..20].copy_from_slice(&[0x04, 0x20]);
+    let sqlite: Begins = |bytes| bytes[..16].copy_from_slice(b"SQLite format 3\0");
+    let innodb: Begins = |bytes| {
         bytes[4..8].fill(0);
         bytes[24..26].copy_from_slice(&[0, 8]);
     };
-    let beginnings: [&dyn Fn(&mut [u8]); 3] = [&postgres, &sqlite, &innodb];
-    for (seed, begins) in (1..).zip(beginnings) {
+    for (seed, begins) in (1..).zip([postgres, sqlite, innodb]) {
         let mut fixture = Fixture::new();
         let mut tree = Tree::default();
         tree.put("a", Content::of(rows(seed, 10_000)));
@@ -393,7 +394,11 @@ fn a_databases_file_is_cut_at_fixed_places_whatever_lies_before_it() {
         tree.put("z", Content::of(rows(seed + 10, 20_000)));
         back_up(&fixture, &fixture.folder.path().join("one"), &tree, 1);
         let lengths = chunk_lengths(&fixture);
-        assert_eq!(lengths.iter().filter(|bytes| **bytes == MIB as u64).count(), 6, "{lengths:?}");
+        assert_eq!(
+            lengths.iter().filter(|bytes| **bytes == MIB as u64).count(),
+            6,
+            "{lengths:?}"
+        );
         assert!(lengths.contains(&16_384), "{lengths:?}");
         // Without a cache, a changed page and a longer neighbour cost a chunk each.
         tree.change(0, |a| a.content.bytes.extend_from_slice(b"longer"));
@@ -422,219 +427,5 @@ fn a_file_of_many_small_pieces_between_holes_restores() {
         let outcome = back_up(&fixture, &cache, &tree, number);
         tree.assert_restores(&fixture, &outcome.id);
         tree.change(1, |sparse| sparse.content.bytes[3_000] ^= 1);
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Edit {
-    InPlace { file: usize, at: usize, seed: u64, bytes: usize },
-    Append { file: usize, seed: u64, bytes: usize },
-    Truncate { file: usize, to: usize },
-    Insert { file: usize, at: usize, seed: u64, bytes: usize },
-    Delete { file: usize, at: usize, bytes: usize },
-    Rename { file: usize, seed: u64 },
-    Touch { file: usize },
-    New { seed: u64, bytes: usize },
-    Remove { file: usize },
-    ChangeKind { file: usize },
-    Punch { file: usize, at: usize, bytes: usize },
-    FillHoles { file: usize },
-    SwapContents { file: usize, other: usize },
-}
-
-fn an_edit() -> impl Strategy<Value = Edit> {
-    let (file, at, seed) = (0..32_usize, any::<usize>(), 0..1_000_u64);
-    let bytes = prop_oneof![0..100_usize, 8_000..20_000_usize, 900_000..1_500_000_usize];
-    (0..13_u8, file, at, seed, bytes).prop_map(|(kind, file, at, seed, bytes)| match kind {
-        0 => Edit::InPlace { file, at, seed, bytes },
-        1 => Edit::Append { file, seed, bytes },
-        2 => Edit::Truncate { file, to: at },
-        3 => Edit::Insert { file, at, seed, bytes },
-        4 => Edit::Delete { file, at, bytes },
-        5 => Edit::Rename { file, seed },
-        6 => Edit::Touch { file },
-        7 => Edit::New { seed, bytes: bytes * 4 },
-        8 => Edit::Remove { file },
-        9 => Edit::ChangeKind { file },
-        10 => Edit::Punch { file, at, bytes },
-        11 => Edit::FillHoles { file },
-        _ => Edit::SwapContents { file, other: at },
-    })
-}
-
-/// What becomes of cache and vault before a backup.
-#[derive(Debug, Clone, Copy)]
-enum Mishap {
-    None,
-    OtherProcess,
-    CacheLost,
-    CacheCut { at: usize },
-    CacheFlipped { at: usize },
-    CacheOfAnotherVault,
-    CacheOfLongAgo,
-    IndexRemoved,
-    /// An attempt stored everything and left its cache, but made no commit.
-    Abandoned,
-    /// The same, and what it had stored is gone too.
-    AbandonedAndSwept,
-}
-
-fn a_mishap() -> impl Strategy<Value = Mishap> {
-    prop_oneof![
-        4 => Just(Mishap::None),
-        1 => Just(Mishap::OtherProcess),
-        1 => Just(Mishap::CacheLost),
-        2 => any::<usize>().prop_map(|at| Mishap::CacheCut { at }),
-        2 => any::<usize>().prop_map(|at| Mishap::CacheFlipped { at }),
-        1 => Just(Mishap::CacheOfAnotherVault),
-        1 => Just(Mishap::CacheOfLongAgo),
-        1 => Just(Mishap::IndexRemoved),
-        1 => Just(Mishap::Abandoned),
-        2 => Just(Mishap::AbandonedAndSwept),
-    ]
-}
-
-fn place(at: usize, length: usize) -> usize {
-    at % (length + 1)
-}
-
-fn apply(edit: &Edit, tree: &mut Tree) {
-    let count = tree.nodes.len();
-    if count == 0 && !matches!(edit, Edit::New { .. }) {
-        return;
-    }
-    match *edit {
-        Edit::InPlace { file, at, seed, bytes } => tree.change(file, |node| {
-            let content = &mut node.content;
-            content.fill_holes();
-            let from = place(at, content.bytes.len());
-            let to = (from + bytes).min(content.bytes.len());
-            content.bytes[from..to].copy_from_slice(&noise(seed, to - from));
-        }),
-        Edit::Append { file, seed, bytes } => {
-            tree.change(file, |node| node.content.bytes.extend_from_slice(&noise(seed, bytes)));
-        }
-        Edit::Truncate { file, to } => tree.change(file, |node| {
-            node.content.fill_holes();
-            let to = place(to, node.content.bytes.len());
-            node.content.bytes.truncate(to);
-        }),
-        Edit::Insert { file, at, seed, bytes } => tree.change(file, |node| {
-            node.content.fill_holes();
-            let at = place(at, node.content.bytes.len());
-            node.content.bytes.splice(at..at, noise(seed, bytes));
-        }),
-        Edit::Delete { file, at, bytes } => tree.change(file, |node| {
-            node.content.fill_holes();
-            let from = place(at, node.content.bytes.len());
-            let to = (from + bytes).min(node.content.bytes.len());
-            node.content.bytes.drain(from..to);
-        }),
-        Edit::Rename { file, seed } => {
-            let from = tree.nodes.keys().nth(file % count).cloned().unwrap();
-            if let Some(node) = tree.nodes.remove(&from) {
-                tree.nodes.insert(vec!["a".to_owned(), format!("renamed-{seed}")], node);
-            }
-        }
-        Edit::Touch { file } => tree.change(file, |_| ()),
-        Edit::New { seed, bytes } => tree.put(&format!("new/{seed}"), Content::of(noise(seed, bytes))),
-        Edit::Remove { file } => {
-            let path = tree.nodes.keys().nth(file % count).cloned().unwrap();
-            tree.nodes.remove(&path);
-        }
-        Edit::ChangeKind { file } => tree.change(file, |node| match node.kind {
-            EntryKind::File => {
-                node.kind = EntryKind::Symlink;
-                node.content = Content::default();
-            }
-            _ => {
-                node.kind = EntryKind::File;
-                node.content = Content::of(rows(7, 40_000));
-            }
-        }),
-        Edit::Punch { file, at, bytes } => tree.change(file, |node| {
-            let from = place(at, node.content.bytes.len());
-            node.content.punch(from..from + bytes);
-        }),
-        Edit::FillHoles { file } => tree.change(file, |node| node.content.fill_holes()),
-        Edit::SwapContents { file, other } => {
-            let mut taken = Content::default();
-            tree.change(file, |node| taken.clone_from(&node.content));
-            tree.change(other, |node| {
-                if node.kind == EntryKind::File {
-                    node.content = taken;
-                }
-            });
-        }
-    }
-}
-
-fn befall(mishap: Mishap, fixture: &mut Fixture, cache: &Path, tree: &Tree, first_cache: &[u8], number: i64) {
-    match mishap {
-        Mishap::None => {}
-        Mishap::OtherProcess => learn_anew(fixture),
-        Mishap::CacheLost => {
-            let _ = std::fs::remove_file(cache);
-        }
-        Mishap::CacheCut { at } => {
-            let mut bytes = std::fs::read(cache).unwrap_or_default();
-            bytes.truncate(place(at, bytes.len()));
-            std::fs::write(cache, bytes).unwrap();
-        }
-        Mishap::CacheFlipped { at } => {
-            let mut bytes = std::fs::read(cache).unwrap_or_default();
-            if !bytes.is_empty() {
-                let at = at % bytes.len();
-                bytes[at] ^= 1 << (at % 8);
-            }
-            std::fs::write(cache, bytes).unwrap();
-        }
-        Mishap::CacheOfAnotherVault => {
-            let other = Fixture::new();
-            write(&other, cache, tree, number);
-        }
-        Mishap::CacheOfLongAgo => std::fs::write(cache, first_cache).unwrap(),
-        Mishap::IndexRemoved => {
-            remove(fixture, |object| object.starts_with("index/"));
-            learn_anew(fixture);
-        }
-        Mishap::Abandoned => drop(write(fixture, cache, tree, number)),
-        Mishap::AbandonedAndSwept => {
-            let before = fixture.objects();
-            write(fixture, cache, tree, number);
-            remove(fixture, |object| !before.contains(object));
-            learn_anew(fixture);
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 20, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn every_backup_restores_exactly_whatever_was_edited_and_whatever_became_of_the_cache(
-        steps in prop::collection::vec((prop::collection::vec(an_edit(), 0..4), a_mishap()), 1..5)
-    ) {
-        let mut fixture = Fixture::new();
-        let (cache, mut tree) = (cache_of(&fixture), a_tree());
-        let first = back_up(&fixture, &cache, &tree, 0);
-        let first_cache = std::fs::read(&cache).unwrap();
-        let mut kept = vec![(first.id, tree.clone())];
-        for (number, (edits, mishap)) in (1..).zip(&steps) {
-            edits.iter().for_each(|edit| apply(edit, &mut tree));
-            if matches!(mishap, Mishap::IndexRemoved) {
-                // Whatever needed it is lost with it.
-                kept.clear();
-            }
-            befall(*mishap, &mut fixture, &cache, &tree, &first_cache, number);
-            let outcome = back_up(&fixture, &cache, &tree, number);
-            tree.assert_restores(&fixture, &outcome.id);
-            kept.push((outcome.id, tree.clone()));
-            let again = back_up(&fixture, &cache, &tree, number);
-            prop_assert_eq!((again.sealed.totals.new_chunks, again.files_read), (0, 0));
-        }
-        for (id, tree) in &kept {
-            tree.assert_restores(&fixture, id);
-        }
     }
 }

@@ -1,0 +1,248 @@
+//! What each fuzz target does with its input: puts it where the vault will decode it, and decodes.
+//!
+//! Whatever the input, nothing panics, nothing takes memory or time without bound, and what is handed out has been checked.
+//! The first byte of an input says how it is dressed: raw, or with the frame, the MAC or the seal that let it come as far as
+//! the decoder behind them.
+
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../../tests/vault/forge.rs"]
+mod forge;
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../../tests/vault/support.rs"]
+mod support;
+
+use std::sync::{Arc, LazyLock};
+
+use forge::{BACKUP_ID, Forge, Objects, frame};
+use object_store::ObjectStoreExt;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use ssh_key::{HashAlg, LineEnding, PrivateKey};
+use strongroom_proto::manifest::{BackupSink, Entry, EntryKind, EntrySink, FileVersion};
+use strongroom_proto::{Attempt, BackupId};
+use strongroom_vault::{BackupWriter, ChunkIndex, Vault, WriterKey};
+use support::in_memory;
+
+const TESTDATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata");
+
+struct World {
+    forge: Forge,
+    /// A valid backup.
+    objects: Objects,
+    signing_key: PrivateKey,
+}
+
+static WORLD: LazyLock<World> = LazyLock::new(|| {
+    let forge = Forge::new(forge::testdata().join("vectors/base"));
+    let entries = std::fs::read(forge::testdata().join("vectors/entries/valid-one-file")).unwrap();
+    let signing_key = std::fs::read_to_string(forge::testdata().join("test-keys/signer")).unwrap();
+    World {
+        objects: forge.objects(&entries),
+        forge,
+        signing_key: PrivateKey::from_openssh(signing_key).unwrap(),
+    }
+});
+
+/// How the input is dressed, and the rest of it.
+fn dressed(data: &[u8]) -> (u8, &[u8]) {
+    data.split_first().map_or((0, data), |(first, rest)| (*first, rest))
+}
+
+fn read(objects: &Objects) {
+    // Refused or right: what is read is compared with its digests on the way.
+    let _ = WORLD.forge.read(objects);
+}
+
+/// An index object.
+pub fn index(data: &[u8]) {
+    let keys = &WORLD.forge.keys;
+    let (dress, data) = dressed(data);
+    let mut objects = WORLD.objects.clone();
+    objects.index = match dress % 4 {
+        0 => data.to_vec(),
+        1 => keys.with_mac(data.to_vec()),
+        2 => keys.with_mac(frame(data)),
+        _ => keys.with_mac(frame(&[keys.index_header().as_bytes(), data].concat())),
+    };
+    read(&objects);
+}
+
+/// The root of a backup.
+pub fn manifest(data: &[u8]) {
+    let keys = &WORLD.forge.keys;
+    let (dress, data) = dressed(data);
+    let mut objects = WORLD.objects.clone();
+    objects.manifest = match dress % 3 {
+        0 => data.to_vec(),
+        1 => keys.seal(data),
+        _ => keys.seal(&frame(data)),
+    };
+    read(&objects);
+}
+
+/// An entry list.
+pub fn entries(data: &[u8]) {
+    read(&WORLD.forge.objects(data));
+}
+
+/// A list of packs.
+pub fn packs(data: &[u8]) {
+    let mut objects = WORLD.objects.clone();
+    objects.list = Some(data.to_vec());
+    read(&objects);
+}
+
+/// A pack: its header, its segments, or the frames in it.
+pub fn pack(data: &[u8]) {
+    let keys = &WORLD.forge.keys;
+    let (dress, data) = dressed(data);
+    let mut objects = WORLD.objects.clone();
+    let sealed = &WORLD.objects.pack;
+    objects.pack = match dress % 3 {
+        0 => data.to_vec(),
+        // A good header, and any payload.
+        1 => [&sealed[..sealed.len() / 2], data].concat(),
+        _ => keys.seal(data),
+    };
+    let digest = forge::sha256(&objects.pack);
+    let chunks = forge::chunks();
+    let entries = std::fs::read(forge::testdata().join("vectors/entries/valid-one-file")).unwrap();
+    let mut lines = keys.index_header();
+    for (number, chunk) in [&chunks[0], &entries].into_iter().enumerate() {
+        let (id, raw) = (keys.chunk_id(chunk), chunk.len());
+        let (offset, stored) = (number * data.len() / 2, data.len() / 2);
+        lines += &format!(
+            "{{\"chunk\":\"{id}\",\"pack\":\"{digest}\",\"offset\":{offset},\"stored\":{stored},\"raw\":{raw}}}\n"
+        );
+    }
+    objects.index = keys.index_object(&lines);
+    read(&objects);
+}
+
+/// The cache of what the last backup of a target stored, with MACs that hold or without.
+pub fn cache(data: &[u8]) {
+    let world = &*WORLD;
+    let (forge, keys) = (&world.forge, &world.forge.keys);
+    let (dress, data) = dressed(data);
+    let (_, vault, _) = forge.vault_with(&world.objects);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache");
+    let header = [
+        b"strongroom file cache 1\n".as_slice(),
+        vault.id().to_string().as_bytes(),
+        keys.key_id().as_bytes(),
+    ]
+    .concat();
+    let mut bytes = Vec::new();
+    if dress % 3 > 0 {
+        bytes.extend_from_slice(&header);
+    }
+    match dress % 3 {
+        0 | 1 => bytes.extend_from_slice(data),
+        _ => {
+            let key = keys.mac(b"file cache");
+            for (number, block) in (0_u64..).zip(data.chunks(200)) {
+                let mut hasher = blake3::Hasher::new_keyed(&key);
+                hasher.update(&header);
+                hasher.update(&number.to_le_bytes());
+                hasher.update(block);
+                bytes.extend_from_slice(&(block.len() as u32).to_le_bytes());
+                bytes.extend_from_slice(hasher.finalize().as_bytes());
+                bytes.extend_from_slice(block);
+            }
+        }
+    }
+    std::fs::write(&path, bytes).unwrap();
+    back_up(&vault, &keys.writer_key, &path);
+}
+
+fn back_up(vault: &Vault, key: &WriterKey, cache: &std::path::Path) {
+    let forge = &WORLD.forge;
+    let index = Arc::new(ChunkIndex::new(vault, key));
+    forge.runtime.block_on(index.refresh()).unwrap();
+    let id: BackupId = BACKUP_ID.parse().unwrap();
+    let handle = forge.runtime.handle().clone();
+    let writer = BackupWriter::begin(vault, key, index, id, Attempt::new(2), handle).unwrap();
+    let mut writer = writer.with_cache(cache, key);
+    for (path, content) in [("a", b"small".to_vec()), ("b", vec![7; 4_200_000])] {
+        let entry = Entry::bare(path, EntryKind::File);
+        let version = FileVersion {
+            device: 1,
+            inode: 1,
+            bytes: content.len() as u64,
+            mtime: (1, 1),
+            ctime: (1, 1),
+        };
+        if !writer.put_unchanged(&entry, &version).unwrap() {
+            writer.begin_file(&entry, &version).unwrap();
+            writer.write(&content).unwrap();
+            writer.end().unwrap();
+        }
+    }
+    writer.finish().unwrap();
+}
+
+fn open_with(objects: &[(&str, Vec<u8>)]) -> Option<Vault> {
+    let forge = &WORLD.forge;
+    let base = forge::testdata().join("vectors/base");
+    let memory = Arc::new(InMemory::new());
+    forge.runtime.block_on(async {
+        for name in support::objects(&base) {
+            let bytes = std::fs::read(base.join(&name)).unwrap();
+            memory.put(&Path::from(name), bytes.into()).await.unwrap();
+        }
+        for (name, bytes) in objects {
+            memory.put(&Path::from(*name), bytes.clone().into()).await.unwrap();
+        }
+        Vault::open(in_memory(&memory)).await.ok()
+    })
+}
+
+/// What a vault says of itself.
+pub fn vault_json(data: &[u8]) {
+    if let Some(vault) = open_with(&[("vault.json", data.to_vec())]) {
+        assert!(!vault.recipients().is_empty() && !vault.allowed_signers().is_empty());
+    }
+}
+
+/// A later generation of keys.
+pub fn generation(data: &[u8]) {
+    let keys = &WORLD.forge.keys;
+    let (dress, data) = dressed(data);
+    let mut bytes = data.to_vec();
+    if dress % 2 == 1 {
+        bytes.retain(|byte| *byte != b'\n');
+        bytes.push(b'\n');
+        let mac = hex::encode(keys.mac(&bytes));
+        let line = format!("{{\"mac\":{{\"writer_key\":\"{}\",\"blake3\":\"{mac}\"}}}}\n", keys.key_id());
+        bytes.extend_from_slice(line.as_bytes());
+    }
+    if let Some(vault) = open_with(&[("keys/generations/2.jsonl", bytes)]) {
+        assert!(vault.key_generation() == 2 && !vault.recipients().is_empty());
+    }
+}
+
+/// A receipt that is signed, or its signature.
+pub fn receipt(data: &[u8]) {
+    let (dress, data) = dressed(data);
+    let good = std::fs::read(forge::testdata().join("vectors/receipt/valid-a-backup")).unwrap();
+    let (receipt, signature) = match dress % 2 {
+        0 => {
+            let signed = WORLD.signing_key.sign("receipt@strongroom", HashAlg::Sha512, data);
+            let signature = signed.and_then(|signature| signature.to_pem(LineEnding::LF));
+            (data.to_vec(), signature.unwrap().into_bytes())
+        }
+        _ => (good.clone(), data.to_vec()),
+    };
+    let (object, signed) = (
+        format!("backups/{BACKUP_ID}/receipt.json"),
+        format!("backups/{BACKUP_ID}/a1/receipt.json.sig"),
+    );
+    let objects = [(object.as_str(), receipt), (signed.as_str(), signature)];
+    if let Some(vault) = open_with(&objects) {
+        let id: BackupId = BACKUP_ID.parse().unwrap();
+        if let Ok(Some(found)) = WORLD.forge.runtime.block_on(vault.receipt(&id)) {
+            assert_eq!(found.receipt.backup_id, id);
+        }
+    }
+}
