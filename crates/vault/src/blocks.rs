@@ -13,14 +13,16 @@ use crate::cache::{BlockDigest, Blocks};
 pub(crate) const BLOCKS_FROM_BYTES: u64 = 4 * 1024 * 1024;
 /// The page of Postgres; other databases have the same or a power of two near it.
 const BLOCK_MIN_BYTES: u64 = 8 * 1024;
+/// What the block of the longest file may be.
+const BLOCK_MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// Of larger files the blocks are larger, so that their digests take no more than 16 MiB.
 const BLOCKS_MAX: u64 = 1024 * 1024;
 
 /// The size of the blocks of a file of this length.
 pub(crate) fn block_bytes(file_bytes: u64) -> u32 {
-    let needed = file_bytes.div_ceil(BLOCKS_MAX).next_power_of_two().max(BLOCK_MIN_BYTES);
-    // No file is so long that this does not fit.
-    u32::try_from(needed).unwrap_or(1 << 31)
+    let needed = file_bytes.div_ceil(BLOCKS_MAX).next_power_of_two();
+    // A file may say that it is of any length, and be nearly all hole: a block is held in memory. It fits.
+    needed.clamp(BLOCK_MIN_BYTES, BLOCK_MAX_BYTES) as u32
 }
 
 /// Cuts content into blocks and digests them.
@@ -193,5 +195,6 @@ mod tests {
         assert_eq!(block_bytes(8 << 30), 8_192);
         assert_eq!(block_bytes((8 << 30) + 1), 16_384);
         assert_eq!(block_bytes(1 << 40), 1 << 20);
+        assert_eq!(block_bytes(u64::MAX >> 1), 1 << 24);
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use strongroom_proto::{ChunkId, Sha256Digest, VaultId};
 
-use crate::error::ReadError;
+use crate::error::{ReadError, StoreError};
 use crate::index::{self, IndexBody, IndexObject};
 use crate::keys::{MacKey, WriterKey};
 use crate::layout;
@@ -150,7 +150,14 @@ impl ChunkIndex {
                 // Swept since it was listed.
                 Err(ReadError::Missing { .. }) => {}
                 // Its chunks are stored again; a check tells whom the damage hits.
-                Err(error @ (ReadError::Damaged { .. } | ReadError::Malformed { .. })) => {
+                Err(
+                    error @ (ReadError::Damaged { .. }
+                    | ReadError::Malformed { .. }
+                    | ReadError::Store {
+                        source: StoreError::TooLarge { .. },
+                        ..
+                    }),
+                ) => {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
                     tracing::warn!(%error, cause, "an index object is damaged and not used; check the vault");
                 }
@@ -187,6 +194,19 @@ impl ChunkIndex {
                 .collect(),
         };
         self.table.add(self.vault, chunks).await.map_err(table_error)
+    }
+
+    /// Whether an index object is in the vault as it was stored. One that is not is forgotten.
+    pub(crate) async fn still_holds(&self, index_object: &Sha256Digest) -> Result<bool, ReadError> {
+        let object = layout::index(index_object);
+        let found = self.store.digest(&object).await;
+        let found = found.map_err(|source| ReadError::store(format!("read {object}"), source))?;
+        if found.is_some_and(|(digest, _)| digest == *index_object) {
+            return Ok(true);
+        }
+        let forgotten = self.table.forget(self.vault, &[*index_object]).await;
+        forgotten.map_err(table_error)?;
+        Ok(false)
     }
 
     pub(crate) async fn look_up(&self, chunks: &[ChunkId]) -> Result<Vec<Option<ChunkPlace>>, ReadError> {

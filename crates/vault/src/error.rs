@@ -651,6 +651,22 @@ pub enum WriteError {
     /// The index was made for another vault.
     #[error("the chunk index belongs to another vault than the backup; make one for this vault")]
     ForeignIndex,
+    /// An index object that the backup relies on is no longer as it was stored. The next attempt does without it.
+    #[error("{object} is gone or damaged, and what it lists cannot be relied on; check the vault")]
+    IndexGone {
+        /// The object.
+        object: String,
+    },
+    /// No reader would take it.
+    #[error("the {object} would have {bytes} bytes, more than the {limit_bytes} any reader takes: split the target")]
+    TooLarge {
+        /// What.
+        object: &'static str,
+        /// How large it would be.
+        bytes: u64,
+        /// How large it may be.
+        limit_bytes: u64,
+    },
     /// A thread could not be started.
     #[error("start a thread for the backup; the limit on processes or memory may be reached")]
     Thread {
@@ -672,7 +688,7 @@ impl WriteError {
         match self {
             Self::Store { source, .. } => source.is_retryable(),
             Self::Vault { source } => source.is_retryable(),
-            Self::StageEnded => true,
+            Self::StageEnded | Self::IndexGone { .. } => true,
             _ => false,
         }
     }

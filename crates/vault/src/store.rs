@@ -9,7 +9,8 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -111,6 +112,7 @@ pub struct S3Settings {
 pub struct Store {
     objects: Option<Arc<dyn ObjectStore>>,
     folder: Option<PathBuf>,
+    sync: Arc<Sync>,
     bucket: Option<Bucket>,
     url: String,
 }
@@ -165,6 +167,7 @@ impl Store {
             objects: None,
             url: url.as_str().trim_end_matches('/').to_owned(),
             folder: Some(folder),
+            sync: Arc::default(),
             bucket: None,
         };
         store.open_folder()?;
@@ -245,6 +248,7 @@ impl Store {
         Ok(Self {
             objects: Some(objects),
             folder: None,
+            sync: Arc::default(),
             bucket: Some(bucket),
             url,
         })
@@ -300,6 +304,7 @@ impl Store {
         }
         let files =
             LocalFileSystem::new_with_prefix(folder).map_err(|source| folder_error(io::Error::other(source)))?;
+        self.sync.begin(folder).map_err(folder_error)?;
         self.objects = Some(Arc::new(files));
         Ok(())
     }
@@ -554,13 +559,46 @@ impl Store {
         };
         tracing::trace!(folder = %folder.display(), "barrier");
         let path = folder.clone();
-        let synced = tokio::task::spawn_blocking(move || {
-            let folder = File::open(folder)?;
-            rustix::fs::syncfs(&folder).map_err(io::Error::from)
-        })
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()));
+        let sync = Arc::clone(&self.sync);
+        let synced = tokio::task::spawn_blocking(move || sync.run(&folder))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()));
         synced.map_err(|source| StoreError::Sync { path, source })
+    }
+}
+
+/// Makes a file system durable, and never forgets that it could not.
+///
+/// The kernel tells of a failed write once to whoever had a file open when it happened, and to nobody who comes later:
+/// so one is open from the beginning, and the first error stands for the life of the process.
+#[derive(Default)]
+struct Sync {
+    folder: OnceLock<File>,
+    has_failed: AtomicBool,
+}
+
+impl Sync {
+    fn begin(&self, folder: &std::path::Path) -> io::Result<()> {
+        if self.folder.get().is_none() {
+            let _ = self.folder.set(File::open(folder)?);
+        }
+        Ok(())
+    }
+
+    fn run(&self, folder: &std::path::Path) -> io::Result<()> {
+        self.begin(folder)?;
+        let Some(open) = self.folder.get() else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        if self.has_failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other(
+                "an earlier write did not reach the disk; see to the disk, check the vault and start the service again",
+            ));
+        }
+        rustix::fs::syncfs(open).map_err(|error| {
+            self.has_failed.store(true, Ordering::SeqCst);
+            io::Error::from(error)
+        })
     }
 }
 

@@ -6,9 +6,10 @@
 //! stream of the same kind. What an earlier backup of the target stored and has not changed, whole files or blocks of
 //! large ones, does not flow at all: its extents are written again.
 //!
-//! The order of what is stored: packs, barrier, index objects, manifest, list of packs. The barrier keeps the promise
-//! of the index after a power failure; [`Vault::commit`] has the ones around the receipt. A large backup stores parts
-//! of its index on the way, each after a barrier, so that another attempt finds what this one stored.
+//! The order of what is stored: packs, barrier, index objects, barrier, manifest, list of packs. The first barrier keeps
+//! the promise of the index after a power failure, the second that of the table of chunks; [`Vault::commit`] has the
+//! ones around the receipt. A large backup stores parts of its index on the way, so that another attempt finds what this
+//! one stored.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasherDefault;
@@ -38,6 +39,10 @@ use crate::vault::Vault;
 
 /// Entries whose content is not yet cut into chunks; with more of them the stream is cut where it is.
 const PENDING_ENTRIES: usize = 16_384;
+/// With so much memory taken by them, too.
+const PENDING_BYTES: usize = 32 * 1024 * 1024;
+/// What an entry takes at least.
+const OPEN_ENTRY_BYTES: usize = 512;
 /// The same for the parts of one entry.
 const PENDING_PIECES: usize = 65_536;
 /// Chunks of a database's file.
@@ -79,6 +84,10 @@ pub struct BackupWriter {
     known: Known,
     entries: u64,
     content_bytes: u64,
+    /// About what `open` takes in memory.
+    open_bytes: usize,
+    /// After an error nothing is certain any more.
+    has_failed: bool,
 }
 
 impl std::fmt::Debug for BackupWriter {
@@ -99,6 +108,15 @@ struct OpenEntry {
     end: Option<End>,
     /// What the next backup is to know of it; its parts gather as they are written.
     remembered: Option<Box<(Vec<u8>, CachedFile)>>,
+    /// What it was counted with in `open_bytes`.
+    counted_bytes: usize,
+}
+
+/// About what an entry takes in memory.
+fn weight(entry: &Entry, pieces: usize, blocks: Option<&Blocks>) -> usize {
+    let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let digests = blocks.map_or(0, |blocks| blocks.digests.len() * size_of::<BlockDigest>());
+    OPEN_ENTRY_BYTES + entry.path.len() + xattrs + pieces * 2 * size_of::<Piece>() + digests
 }
 
 /// A piece of an entry's content.
@@ -233,6 +251,8 @@ impl BackupWriter {
             known: Known::default(),
             entries: 0,
             content_bytes: 0,
+            open_bytes: 0,
+            has_failed: false,
         })
     }
 
@@ -255,6 +275,9 @@ impl BackupWriter {
 
     /// Stores what is left; blocks until everything but the receipt is in the vault.
     pub fn finish(mut self) -> Result<Sealed, WriteError> {
+        if self.has_failed {
+            return Err(WriteError::GivenUp);
+        }
         if self.current.is_some() {
             return Err(WriteError::Order {
                 found: "the backup was finished within an entry",
@@ -286,7 +309,7 @@ impl BackupWriter {
                 found: "an entry was begun within another",
             });
         }
-        if self.open.len() >= PENDING_ENTRIES {
+        if self.open.len() >= PENDING_ENTRIES || self.open_bytes >= PENDING_BYTES {
             self.cut_content(self.content.pending())?;
         }
         let file_bytes = version.map_or(0, |version| version.bytes);
@@ -322,12 +345,15 @@ impl BackupWriter {
             ))),
             _ => None,
         };
+        let counted_bytes = weight(entry, 0, None);
         self.open.push_back(OpenEntry {
             entry: Some(Box::new(entry.clone())),
             pieces: VecDeque::new(),
             end: None,
             remembered,
+            counted_bytes,
         });
+        self.open_bytes += counted_bytes;
         self.entries += 1;
         Ok(())
     }
@@ -384,10 +410,12 @@ impl BackupWriter {
             self.known.found = Some((path, found));
             return Ok(false);
         }
-        if self.open.len() >= PENDING_ENTRIES {
+        if self.open.len() >= PENDING_ENTRIES || self.open_bytes >= PENDING_BYTES {
             self.cut_content(self.content.pending())?;
         }
         self.keeper.reuse(&found.parts);
+        let counted_bytes = weight(entry, found.parts.len(), found.blocks.as_ref());
+        self.open_bytes += counted_bytes;
         self.entries += 1;
         self.content_bytes += found.bytes;
         self.open.push_back(OpenEntry {
@@ -404,6 +432,7 @@ impl BackupWriter {
                     ..found
                 },
             ))),
+            counted_bytes,
         });
         self.settle(None)?;
         Ok(true)
@@ -577,6 +606,10 @@ impl BackupWriter {
                 file.bytes = current.bytes;
                 file.blake3 = blake3;
                 file.blocks = blocks;
+                let digests = file.blocks.as_ref().map_or(0, |blocks| blocks.digests.len());
+                let more = digests * size_of::<BlockDigest>() + open.pieces.len() * 2 * size_of::<Piece>();
+                open.counted_bytes += more;
+                self.open_bytes += more;
             }
         }
         if matches!(current.cutting, Cutting::Isolated | Cutting::Pages) {
@@ -650,6 +683,7 @@ impl BackupWriter {
                 let (path, file) = *remembered;
                 cache.put(&path, &file);
             }
+            self.open_bytes = self.open_bytes.saturating_sub(first.counted_bytes);
             self.open.pop_front();
         }
         Ok(())
@@ -663,27 +697,40 @@ fn path_bytes(entry: &Entry) -> Vec<u8> {
     }
 }
 
+impl BackupWriter {
+    /// Runs a step, unless one failed before: what that left undone nobody knows.
+    fn step<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T, WriteError>) -> io::Result<T> {
+        if self.has_failed {
+            return Err(WriteError::GivenUp.into());
+        }
+        let done = step(self);
+        // A call out of order is refused before it does anything.
+        self.has_failed = matches!(&done, Err(error) if !matches!(error, WriteError::Order { .. }));
+        Ok(done?)
+    }
+}
+
 impl EntrySink for BackupWriter {
     fn begin(&mut self, entry: &Entry) -> io::Result<()> {
-        self.begin_entry(entry, None).map_err(io::Error::from)
+        self.step(|writer| writer.begin_entry(entry, None))
     }
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write_content(bytes).map_err(io::Error::from)
+        self.step(|writer| writer.write_content(bytes))
     }
     fn hole(&mut self, bytes: u64) -> io::Result<()> {
-        self.put_hole(bytes).map_err(io::Error::from)
+        self.step(|writer| writer.put_hole(bytes))
     }
     fn end(&mut self) -> io::Result<()> {
-        self.end_entry().map_err(io::Error::from)
+        self.step(Self::end_entry)
     }
 }
 
 impl BackupSink for BackupWriter {
     fn put_unchanged(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<bool> {
-        self.put_known(entry, version).map_err(io::Error::from)
+        self.step(|writer| writer.put_known(entry, version))
     }
     fn begin_file(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<()> {
-        self.begin_entry(entry, Some(version)).map_err(io::Error::from)
+        self.step(|writer| writer.begin_entry(entry, Some(version)))
     }
 }
 
@@ -917,10 +964,15 @@ impl Keeper {
         for object in &objects {
             let name = layout::index(&object.digest);
             self.put(&name, object.bytes.clone(), "store the index").await?;
+            self.needed.add(name, object.digest);
+        }
+        // What a table is told stays there: not before a power failure can no longer take it back.
+        let barrier = self.vault.store().barrier().await;
+        barrier.map_err(failed("make the index durable"))?;
+        for object in &objects {
             let listed = packs.get(object.packs.clone()).unwrap_or_default();
             let added = self.index.add_stored(object, listed).await;
             added.map_err(|source| WriteError::Vault { source })?;
-            self.needed.add(name, object.digest);
         }
         for chunk in packs.iter().flat_map(|pack| &pack.chunks) {
             self.stored.remove(&chunk.chunk);
@@ -938,6 +990,20 @@ impl Keeper {
 
     async fn store_documents(&mut self, root: &Root) -> Result<Sealed, WriteError> {
         self.store_index().await?;
+        let earlier: HashSet<Sha256Digest> = self
+            .packs
+            .iter()
+            .filter(|pack| pack.is_needed)
+            .map(|pack| pack.index_object)
+            .collect();
+        for object in &earlier {
+            let holds = self.index.still_holds(object).await;
+            if !holds.map_err(|source| WriteError::Vault { source })? {
+                return Err(WriteError::IndexGone {
+                    object: layout::index(object),
+                });
+            }
+        }
         for pack in self.packs.iter().filter(|pack| pack.is_needed) {
             self.needed.add(layout::pack(&pack.pack), pack.pack);
             self.needed.add(layout::index(&pack.index_object), pack.index_object);
@@ -949,6 +1015,15 @@ impl Keeper {
         let manifest_name = layout::manifest(&self.backup_id, self.attempt);
         self.needed.add(manifest_name.clone(), sha256(&manifest));
         let list = self.needed.encode();
+        for (object, bytes) in [("manifest", manifest.len()), ("list of packs", list.len())] {
+            if bytes as u64 > layout::MANIFEST_BYTES {
+                return Err(WriteError::TooLarge {
+                    object,
+                    bytes: bytes as u64,
+                    limit_bytes: layout::MANIFEST_BYTES,
+                });
+            }
+        }
         let list_name = layout::packs_list(&self.backup_id, self.attempt);
         let artifacts = vec![
             self.put(&manifest_name, manifest, "store the manifest").await?,

@@ -12,6 +12,11 @@ pub(super) const MODE_BITS: u32 = 0o7777;
 /// A file that was changed so short a time ago may be changed again without its times telling: clocks of file systems
 /// are coarse.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
+/// Databases map their files into memory, and a change to a page that is not yet written out shows in no time. The kernel
+/// writes out within 35 seconds.
+const MAPPED_SETTLED_AFTER: Duration = Duration::from_secs(40);
+/// Smaller files are hardly those of a database.
+const MAPPED_FROM_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Which directory it is, for as long as it exists.
 pub(super) type DirectoryId = (u64, u64);
@@ -83,7 +88,11 @@ pub(super) fn version_of(facts: &Statx) -> FileVersion {
 
 /// Whether a change after it was looked at would show in its times.
 pub(super) fn is_settled(version: &FileVersion, looked_at: SystemTime) -> bool {
-    let Ok(limit) = (looked_at - SETTLED_AFTER).duration_since(UNIX_EPOCH) else {
+    let after = match version.bytes >= MAPPED_FROM_BYTES {
+        true => MAPPED_SETTLED_AFTER,
+        false => SETTLED_AFTER,
+    };
+    let Ok(limit) = (looked_at - after).duration_since(UNIX_EPOCH) else {
         return false;
     };
     let limit = (i64::try_from(limit.as_secs()).unwrap_or(i64::MAX), limit.subsec_nanos());

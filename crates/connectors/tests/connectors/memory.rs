@@ -92,7 +92,9 @@ impl Memory {
     /// Whether a later backup may find the file unchanged.
     pub(crate) fn has_version(&self, path: &str) -> bool {
         let index = self.entries.iter().position(|(entry, _)| entry.path == path);
-        self.versions.contains_key(&index.expect("the entry"))
+        let version = self.versions.get(&index.expect("the entry"));
+        // One that no later version equals is none.
+        version.is_some_and(|version| *version != version.unsettled())
     }
 
     pub(crate) fn entry(&self, path: &str) -> &Entry {

@@ -19,7 +19,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use ssh_key::{HashAlg, LineEnding, PrivateKey};
 use strongroom_proto::manifest::{BackupSink, Entry, EntryKind, EntrySink, FileVersion};
-use strongroom_proto::{Attempt, BackupId};
+use strongroom_proto::{Attempt, BackupId, JobId};
 use strongroom_vault::{BackupWriter, ChunkIndex, Vault, WriterKey};
 use support::in_memory;
 
@@ -133,36 +133,62 @@ pub fn cache(data: &[u8]) {
         keys.key_id().as_bytes(),
     ]
     .concat();
-    let mut bytes = Vec::new();
-    if dress % 3 > 0 {
-        bytes.extend_from_slice(&header);
-    }
-    match dress % 3 {
-        0 | 1 => bytes.extend_from_slice(data),
+    let bytes = match dress % 4 {
+        0 => data.to_vec(),
+        1 => [&header, data].concat(),
+        2 => with_macs(&header, data.chunks(200)),
+        // What a backup left, with a few bytes of it replaced.
         _ => {
-            let key = keys.mac(b"file cache");
-            for (number, block) in (0_u64..).zip(data.chunks(200)) {
-                let mut hasher = blake3::Hasher::new_keyed(&key);
-                hasher.update(&header);
-                hasher.update(&number.to_le_bytes());
-                hasher.update(block);
-                bytes.extend_from_slice(&(block.len() as u32).to_le_bytes());
-                bytes.extend_from_slice(hasher.finalize().as_bytes());
-                bytes.extend_from_slice(block);
+            back_up(&vault, &keys.writer_key, &path);
+            let mut records = records(&std::fs::read(&path).unwrap()[header.len()..]);
+            let (place, data) = data
+                .split_first_chunk()
+                .map_or((0, data), |(place, rest)| (u16::from_le_bytes(*place), rest));
+            // The small file's record comes first; that of the large one, with a digest a block, is some kilobytes long.
+            let place = usize::from(place) % records.len().min(600);
+            for (byte, replaced) in data.iter().zip(records.iter_mut().skip(place)) {
+                *replaced ^= *byte;
             }
+            with_macs(&header, std::iter::once(records.as_slice()))
         }
-    }
+    };
     std::fs::write(&path, bytes).unwrap();
     back_up(&vault, &keys.writer_key, &path);
+}
+
+fn with_macs<'a>(header: &[u8], blocks: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let key = WORLD.forge.keys.mac(b"file cache");
+    let mut bytes = header.to_vec();
+    for (number, block) in (0_u64..).zip(blocks) {
+        let mut hasher = blake3::Hasher::new_keyed(&key);
+        hasher.update(header);
+        hasher.update(&number.to_le_bytes());
+        hasher.update(block);
+        bytes.extend_from_slice(&(block.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(hasher.finalize().as_bytes());
+        bytes.extend_from_slice(block);
+    }
+    bytes
+}
+
+/// The records of a cache without its header.
+fn records(mut blocks: &[u8]) -> Vec<u8> {
+    let mut records = Vec::new();
+    while let Some((length, rest)) = blocks.split_first_chunk() {
+        let (block, rest) = rest[32..].split_at(u32::from_le_bytes(*length) as usize);
+        records.extend_from_slice(block);
+        blocks = rest;
+    }
+    records
 }
 
 fn back_up(vault: &Vault, key: &WriterKey, cache: &std::path::Path) {
     let forge = &WORLD.forge;
     let index = Arc::new(ChunkIndex::new(vault, key));
     forge.runtime.block_on(index.refresh()).unwrap();
-    let id: BackupId = BACKUP_ID.parse().unwrap();
+    let id = BackupId::for_job(JobId::fresh(), support::at(1));
     let handle = forge.runtime.handle().clone();
-    let writer = BackupWriter::begin(vault, key, index, id, Attempt::new(2), handle).unwrap();
+    let writer = BackupWriter::begin(vault, key, index, id, Attempt::FIRST, handle).unwrap();
     let mut writer = writer.with_cache(cache, key);
     for (path, content) in [("a", b"small".to_vec()), ("b", vec![7; 4_200_000])] {
         let entry = Entry::bare(path, EntryKind::File);
@@ -214,7 +240,10 @@ pub fn generation(data: &[u8]) {
         bytes.retain(|byte| *byte != b'\n');
         bytes.push(b'\n');
         let mac = hex::encode(keys.mac(&bytes));
-        let line = format!("{{\"mac\":{{\"writer_key\":\"{}\",\"blake3\":\"{mac}\"}}}}\n", keys.key_id());
+        let line = format!(
+            "{{\"mac\":{{\"writer_key\":\"{}\",\"blake3\":\"{mac}\"}}}}\n",
+            keys.key_id()
+        );
         bytes.extend_from_slice(line.as_bytes());
     }
     if let Some(vault) = open_with(&[("keys/generations/2.jsonl", bytes)]) {
