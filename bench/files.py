@@ -34,6 +34,8 @@ from collections.abc import Iterator
 
 import fleet
 
+REST_SECONDS = 45
+
 MIB = 1 << 20
 PAGE = 8192
 PEERS = ("restic", "rustic", "borg")
@@ -425,6 +427,8 @@ class Bench:
         print(f"\n({scenario}) {TITLES[scenario]}: making them", flush=True)
         source = SOURCES[scenario](os.path.join(self.folder, f"source-{scenario}"), self.scale)
         print(source.describe())
+        # As data at rest is: large files are trusted to be unchanged only 40 seconds after they were written.
+        time.sleep(REST_SECONDS)
         for number in range(1, self.rounds + 1):
             print(f"\nround {number}\n{HEAD}", flush=True)
             self.round(scenario, source, number)
