@@ -500,19 +500,6 @@ pub enum ReadError {
         /// Where it lies.
         pack: String,
     },
-    /// Decrypting or reading a chunk failed.
-    #[error(
-        "read chunk {chunk} from pack {pack}; check the backup, and restore the pack from another copy of the vault"
-    )]
-    ReadChunk {
-        /// The chunk.
-        chunk: ChunkId,
-        /// Where it lies.
-        pack: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
     /// The content put together is not what was written.
     #[error("the content of {path:?} does not match its digest; do not use what was restored of it")]
     EntryCorrupt {
@@ -539,7 +526,6 @@ impl ReadError {
         match self {
             Self::Store { source, .. } => source.is_retryable(),
             Self::Interrupted { .. } | Self::Table { .. } => true,
-            Self::ReadChunk { source, .. } => Self::in_io_error(source).is_some_and(Self::is_retryable),
             _ => false,
         }
     }
