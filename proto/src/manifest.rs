@@ -186,7 +186,23 @@ pub trait BackupSink: EntrySink {
     fn put_unchanged(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<bool>;
     /// Begins a file, like [`begin`](EntrySink::begin), whose content the next backup may find by this version.
     fn begin_file(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<()>;
+    /// Begins a file of a database cluster, like [`begin`](EntrySink::begin): so many bytes, of which the pages that are
+    /// as the last backup stored them at this path are not stored again, and over which the next backup may be laid.
+    fn begin_paged(&mut self, entry: &Entry, bytes: u64) -> io::Result<()>;
+    /// Begins a file of so many bytes that is what the last backup stored at this path, cut off or filled up with zeros,
+    /// but for the pages that [`page`](Self::page) then puts; ended by [`end`](EntrySink::end). Answers `false`, and begins
+    /// nothing, where that is not known or the vault no longer holds it.
+    fn begin_overlay(&mut self, entry: &Entry, bytes: u64) -> io::Result<bool>;
+    /// Pages of an overlay, at a place that is a multiple of [`PAGE_BYTES`]; in ascending order.
+    fn page(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// What the backup that the overlays are laid over left for this one by [`leave_note`](Self::leave_note).
+    fn note(&mut self) -> io::Result<Option<Vec<u8>>>;
+    /// Leaves a note to the backup that will be laid over this one.
+    fn leave_note(&mut self, note: Vec<u8>);
 }
+
+/// The page of a database cluster's files, in bytes.
+pub const PAGE_BYTES: u64 = 8192;
 
 /// Where entries come from: a backup being read. Every byte handed out has been checked against its chunk's id.
 pub trait EntrySource: Sync {

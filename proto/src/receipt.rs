@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::restore::{ChangeCounts, ChangeKind, PathChange, RestoreChanges, Selected};
+use crate::wal::ClusterFacts;
 use crate::{Attempt, BackupId, BackupType, JobId, Sha256Digest, TargetKind, TargetName, VaultId};
 
 /// The `schema` of a backup receipt.
@@ -239,6 +240,9 @@ pub struct SourceFacts {
     /// Files that were not read, because an earlier backup holds their content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unchanged: Option<u64>,
+    /// Of a backup of a whole cluster's files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterFacts>,
 }
 
 /// The evidence of one verification; in the vault beside the backup it is about.

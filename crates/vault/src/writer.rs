@@ -720,6 +720,19 @@ impl BackupSink for BackupWriter {
     fn begin_file(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<()> {
         self.step(|writer| writer.begin_entry(entry, Some(version)))
     }
+    fn begin_paged(&mut self, entry: &Entry, _bytes: u64) -> io::Result<()> {
+        self.step(|writer| writer.begin_entry(entry, None))
+    }
+    fn begin_overlay(&mut self, _entry: &Entry, _bytes: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+    fn page(&mut self, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn note(&mut self) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    fn leave_note(&mut self, _note: Vec<u8>) {}
 }
 
 /// The entry list on its way into chunks.

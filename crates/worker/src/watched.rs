@@ -58,6 +58,31 @@ impl<S: BackupSink + ?Sized> BackupSink for WatchedSink<'_, S> {
         go_on(self.context)?;
         self.inner.begin_file(entry, version)
     }
+
+    fn begin_paged(&mut self, entry: &Entry, bytes: u64) -> io::Result<()> {
+        go_on(self.context)?;
+        self.inner.begin_paged(entry, bytes)
+    }
+
+    fn begin_overlay(&mut self, entry: &Entry, bytes: u64) -> io::Result<bool> {
+        go_on(self.context)?;
+        self.inner.begin_overlay(entry, bytes)
+    }
+
+    fn page(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        go_on(self.context)?;
+        self.inner.page(offset, bytes)?;
+        self.context.progress.add(bytes.len() as u64);
+        Ok(())
+    }
+
+    fn note(&mut self) -> io::Result<Option<Vec<u8>>> {
+        self.inner.note()
+    }
+
+    fn leave_note(&mut self, note: Vec<u8>) {
+        self.inner.leave_note(note);
+    }
 }
 
 /// A source that counts what comes out.
