@@ -241,6 +241,17 @@ pub trait WalSink: Send + Sync {
     async fn put_history(&self, system: SystemIdentifier, timeline: u32, text: &str) -> io::Result<()>;
     /// The pieces of a timeline, in the order of where they begin.
     async fn pieces(&self, system: SystemIdentifier, timeline: u32) -> io::Result<Vec<StoredPiece>>;
+    /// The pieces of one segment, likewise. A vault need not list the whole timeline for it.
+    async fn segment_pieces(
+        &self,
+        system: SystemIdentifier,
+        segment: WalSegment,
+        segment_bytes: u32,
+    ) -> io::Result<Vec<StoredPiece>> {
+        let mut pieces = self.pieces(system, segment.timeline).await?;
+        pieces.retain(|piece| WalSegment::holding(piece.timeline, piece.from, segment_bytes) == segment);
+        Ok(pieces)
+    }
 }
 
 /// Where WAL comes from: a vault, as who reads sees it. Every byte handed out was signed by a writer.

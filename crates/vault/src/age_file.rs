@@ -235,8 +235,8 @@ impl Opened {
     }
 }
 
-#[cfg(test)]
-fn open_whole(sealed: &[u8], identity: &Identity) -> Result<Vec<u8>, age::DecryptError> {
+/// Opens a file whole.
+pub(crate) fn open_whole(sealed: &[u8], identity: &Identity) -> Result<Vec<u8>, age::DecryptError> {
     let opened = open(sealed, sealed.len() as u64, identity)?;
     let mut content = sealed.get(opened.payload_start as usize..).unwrap_or_default().to_vec();
     let all = Segments {

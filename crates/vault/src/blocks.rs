@@ -7,7 +7,10 @@
 use blake3::hazmat::{ChainingValue, HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use strongroom_proto::Sha256Digest;
 
-use crate::cache::{BlockDigest, Blocks};
+use crate::cache::Blocks;
+
+/// What tells a block from another: its BLAKE3 chaining value, at its place in the file.
+pub(crate) type BlockDigest = ChainingValue;
 
 /// Smaller files are not worth it.
 pub(crate) const BLOCKS_FROM_BYTES: u64 = 4 * 1024 * 1024;
@@ -15,7 +18,7 @@ pub(crate) const BLOCKS_FROM_BYTES: u64 = 4 * 1024 * 1024;
 const BLOCK_MIN_BYTES: u64 = 8 * 1024;
 /// What the block of the longest file may be.
 const BLOCK_MAX_BYTES: u64 = 16 * 1024 * 1024;
-/// Of larger files the blocks are larger, so that their digests take no more than 16 MiB.
+/// Of larger files the blocks are larger, so that their digests take no more than 32 MiB.
 const BLOCKS_MAX: u64 = 1024 * 1024;
 
 /// The size of the blocks of a file of this length.
@@ -30,8 +33,8 @@ pub(crate) struct BlockHasher {
     block_bytes: usize,
     /// The block that is not yet whole.
     partial: Vec<u8>,
-    /// The first block, until there is a second: the digest of a single one is not made of chaining values.
-    first: Vec<u8>,
+    /// BLAKE3 of the first block alone: the digest of a file that has no other is not made of chaining values.
+    first: blake3::Hash,
     digests: Vec<BlockDigest>,
     count: u64,
     /// Chaining values of subtrees, the largest first, each twice as large as the next.
@@ -43,7 +46,7 @@ impl BlockHasher {
         Self {
             block_bytes: block_bytes(file_bytes) as usize,
             partial: Vec::new(),
-            first: Vec::new(),
+            first: blake3::hash(&[]),
             digests: Vec::new(),
             count: 0,
             stack: Vec::new(),
@@ -97,20 +100,35 @@ impl BlockHasher {
         let mut hasher = blake3::Hasher::new();
         hasher.set_input_offset(self.count * self.block_bytes as u64);
         hasher.update(block);
-        let value = hasher.finalize_non_root();
+        let digest = hasher.finalize_non_root();
+        if self.count == 0 {
+            self.first = blake3::hash(block);
+        }
+        let number = self.count;
+        self.push(digest);
+        (number, digest)
+    }
+
+    /// Takes the next blocks as they are in a file that is known, without their content; where the last of them is short,
+    /// nothing can be added after it.
+    pub(crate) fn add_known(&mut self, from: &Blocks, numbers: std::ops::Range<u64>) {
+        debug_assert!(self.partial.is_empty() && numbers.start == self.count);
+        if numbers.start == 0 && !numbers.is_empty() {
+            self.first = blake3::Hash::from_bytes(*from.first.as_bytes());
+        }
+        let range = numbers.start as usize..numbers.end as usize;
+        for digest in from.digests.get(range).unwrap_or_default() {
+            self.push(*digest);
+        }
+    }
+
+    fn push(&mut self, digest: BlockDigest) {
         while self.stack.len() > self.count.count_ones() as usize {
             self.merge(merge_subtrees_non_root);
         }
-        self.stack.push(value);
-        match self.count {
-            0 => self.first.extend_from_slice(block),
-            _ => self.first = Vec::new(),
-        }
-        let number = self.count;
+        self.stack.push(digest);
         self.count += 1;
-        let digest = value.first_chunk().copied().unwrap_or_default();
         self.digests.push(digest);
-        (number, digest)
     }
 
     fn merge(&mut self, merge: fn(&ChainingValue, &ChainingValue, Mode<'_>) -> ChainingValue) {
@@ -127,11 +145,12 @@ impl BlockHasher {
         }
         let digest = match self.stack.as_slice() {
             [left, right] => merge_subtrees_root(left, right, Mode::Hash),
-            _ => blake3::hash(&self.first),
+            _ => self.first,
         };
         let blocks = Blocks {
             block_bytes: self.block_bytes as u32,
             digests: self.digests,
+            first: Sha256Digest::from_bytes(*self.first.as_bytes()),
         };
         (Sha256Digest::from_bytes(*digest.as_bytes()), blocks)
     }

@@ -5,7 +5,10 @@
 //! block, by MACs under the writer key, and what it says is used only where the vault still holds the chunks.
 //!
 //! A header, then blocks: length, MAC, records. Records are in the order of the walk, depth first and sorted by name, so
-//! that reading the old file and writing the new one go along with the walk and take no memory.
+//! that reading the old file and writing the new one go along with the walk and take no memory. Where entries come in
+//! another order, [`directory`] says where the record of each lies. A note may follow the records.
+
+mod directory;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,17 +18,21 @@ use std::path::{Path, PathBuf};
 use strongroom_proto::manifest::FileVersion;
 use strongroom_proto::{ChunkId, Sha256Digest, VaultId};
 
+use self::directory::Directory;
+use crate::blocks::BlockDigest;
 use crate::keys::{MacKey, WriterKey};
 use crate::manifest::{Extent, Part};
 
-const MAGIC: &[u8; 24] = b"strongroom file cache 1\n";
+const MAGIC: &[u8; 24] = b"strongroom file cache 2\n";
 /// A block is closed at this size; a single record may be longer.
 const BLOCK_BYTES: usize = 256 * 1024;
 /// Nothing longer is believed.
 const BLOCK_MAX_BYTES: usize = 512 * 1024 * 1024;
 const MAC_BYTES: usize = 32;
-/// The first half of a block's BLAKE3 chaining value.
-pub(crate) type BlockDigest = [u8; 16];
+/// A note is no longer than this.
+const NOTE_BYTES: usize = 64 * 1024 * 1024;
+/// What a block that is a note begins with: no path is so long.
+const NOTE: [u8; 4] = u32::MAX.to_le_bytes();
 
 /// A file as the last backup stored it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,9 +51,12 @@ pub(crate) struct CachedFile {
 pub(crate) struct Blocks {
     pub(crate) block_bytes: u32,
     pub(crate) digests: Vec<BlockDigest>,
+    /// BLAKE3 of the first block alone, as the digest of a file that is cut off after it.
+    pub(crate) first: Sha256Digest,
 }
 
 /// Keys and names the blocks of one cache file.
+#[derive(Clone)]
 struct Seal {
     key: [u8; 32],
     header: Vec<u8>,
@@ -67,16 +77,21 @@ impl Seal {
     }
 
     fn next_mac(&mut self, records: &[u8]) -> blake3::Hash {
+        let mac = self.mac(self.next_block, records);
+        self.next_block += 1;
+        mac
+    }
+
+    fn mac(&self, block: u64, records: &[u8]) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(&self.header);
-        hasher.update(&self.next_block.to_le_bytes());
+        hasher.update(&block.to_le_bytes());
         hasher.update(records);
-        self.next_block += 1;
         hasher.finalize()
     }
 }
 
-/// Reads a cache file along with a walk.
+/// Reads a cache file, along with a walk or in any order.
 pub(crate) struct CacheReader {
     file: BufReader<File>,
     seal: Seal,
@@ -84,6 +99,8 @@ pub(crate) struct CacheReader {
     waiting: VecDeque<(Vec<u8>, CachedFile)>,
     /// The chunks of the blocks read since they were last taken.
     chunks_ahead: Vec<ChunkId>,
+    /// Made when it is first needed.
+    directory: Option<Directory>,
 }
 
 impl CacheReader {
@@ -109,7 +126,32 @@ impl CacheReader {
             seal,
             waiting: VecDeque::new(),
             chunks_ahead: Vec::new(),
+            directory: None,
         })
+    }
+
+    /// What is known of this path, in whatever order paths are asked for.
+    pub(crate) fn find_anywhere(&mut self, path: &[u8]) -> Option<CachedFile> {
+        let found = self.directory()?.find(path);
+        let chunks = self.directory()?.take_chunks();
+        self.chunks_ahead.extend(chunks);
+        found
+    }
+
+    /// The note that was left.
+    pub(crate) fn note(&mut self) -> Option<Vec<u8>> {
+        self.directory()?.note()
+    }
+
+    fn directory(&mut self) -> Option<&mut Directory> {
+        if self.directory.is_none() {
+            let made = Directory::read(self.file.get_ref(), &self.seal);
+            let noted = made.inspect_err(|error| {
+                tracing::warn!(%error, "the file cache cannot be read; every file is read again");
+            });
+            self.directory = noted.ok();
+        }
+        self.directory.as_mut()
     }
 
     /// What is known of this path. Paths have to be asked for in the order of the walk.
@@ -138,20 +180,15 @@ impl CacheReader {
             tracing::warn!(%error, "the file cache is damaged from here on; the files after it are read again");
             Vec::new()
         });
-        let mut fields = Fields(&block);
-        let mut chunk_before = None;
-        while let Some(record) = fields.record() {
-            for part in &record.1.parts {
-                if let Part::Extent(extent) = part
-                    && chunk_before.replace(extent.chunk) != Some(extent.chunk)
-                {
-                    self.chunks_ahead.push(extent.chunk);
-                }
-            }
-            self.waiting.push_back(record);
-        }
-        self.chunks_ahead.sort_unstable();
-        self.chunks_ahead.dedup();
+        let records = || {
+            std::iter::from_fn({
+                let mut fields = Fields(&block);
+                move || fields.record()
+            })
+        };
+        self.waiting.extend(records());
+        self.chunks_ahead
+            .extend(chunks_of(self.waiting.iter().map(|(_, file)| file)));
     }
 
     /// Reads the next block, an empty one at the end.
@@ -180,6 +217,22 @@ impl CacheReader {
         }
         Ok(block)
     }
+}
+
+/// The chunks of these files, each once.
+fn chunks_of<'a>(files: impl Iterator<Item = &'a CachedFile>) -> Vec<ChunkId> {
+    let mut chunks = Vec::new();
+    let mut chunk_before = None;
+    for part in files.flat_map(|file| &file.parts) {
+        if let Part::Extent(extent) = part
+            && chunk_before.replace(extent.chunk) != Some(extent.chunk)
+        {
+            chunks.push(extent.chunk);
+        }
+    }
+    chunks.sort_unstable();
+    chunks.dedup();
+    chunks
 }
 
 /// The order in which a walk comes to paths: depth first, the names of a directory sorted by their bytes.
@@ -258,12 +311,26 @@ impl CacheWriter {
         Ok(())
     }
 
-    /// Puts it in place of the one before.
-    pub(crate) fn finish(mut self) {
-        let flushed = match self.block.is_empty() {
+    /// Puts it in place of the one before, with this note.
+    pub(crate) fn finish(mut self, note: Option<Vec<u8>>) {
+        let mut flushed = match self.block.is_empty() {
             true => Ok(()),
             false => self.flush(),
         };
+        match note {
+            Some(note) if note.len() > NOTE_BYTES => {
+                tracing::warn!(
+                    bytes = note.len(),
+                    "a note to the next backup is too long to be kept; it has to do without it"
+                );
+            }
+            Some(note) if flushed.is_ok() => {
+                self.block.extend_from_slice(&NOTE);
+                self.block.extend_from_slice(&note);
+                flushed = self.flush();
+            }
+            _ => {}
+        }
         self.noting(flushed);
         if self.file.take().is_some() {
             let renamed = std::fs::rename(&self.temporary, &self.path);
@@ -327,6 +394,7 @@ fn write_record(out: &mut Vec<u8>, path: &[u8], file: &CachedFile) {
             put_u32(out, blocks.block_bytes);
             put_u32(out, blocks.digests.len() as u32);
             out.extend(blocks.digests.iter().flatten());
+            out.extend_from_slice(blocks.first.as_bytes());
         }
     }
 }
@@ -407,6 +475,7 @@ impl<'a> Fields<'a> {
                 Some(Blocks {
                     block_bytes,
                     digests: digests.to_vec(),
+                    first: Sha256Digest::from_bytes(self.array()?),
                 })
             }
         };
@@ -427,7 +496,7 @@ impl<'a> Fields<'a> {
 mod tests {
     use super::*;
 
-    fn file(number: u8) -> CachedFile {
+    pub(super) fn file(number: u8) -> CachedFile {
         let extent = |chunk, offset| {
             Part::Extent(Extent {
                 chunk: ChunkId::from_bytes([chunk; 32]),
@@ -454,17 +523,18 @@ mod tests {
             ],
             blocks: number.is_multiple_of(2).then(|| Blocks {
                 block_bytes: 8192,
-                digests: vec![[number; 16], [7; 16]],
+                digests: vec![[number; 32], [7; 32]],
+                first: Sha256Digest::from_bytes([number; 32]),
             }),
         }
     }
 
-    fn write(path: &Path, vault: VaultId, key: &WriterKey, count: u32) {
+    pub(super) fn write(path: &Path, vault: VaultId, key: &WriterKey, count: u32) {
         let mut writer = CacheWriter::create(path, vault, key);
         for number in 0..count {
             writer.put(format!("d/{number:06}").as_bytes(), &file(number as u8));
         }
-        writer.finish();
+        writer.finish(Some(vec![1; 1_000]));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use chrono::{DateTime, Utc};
 use strongroom_proto::VaultId;
 use uuid::Uuid;
 
-use crate::describe::{Capabilities, ChunkerParameters, Description, FORMAT, KnownSigner};
+use crate::chunker::ChunkerParameters;
+use crate::describe::{Capabilities, Description, FORMAT, KnownSigner};
 use crate::error::{CreateVaultError, StoreError};
 use crate::keys::{Recipient, WriterKey, parse_recipient, seal_whole};
 use crate::layout;
@@ -72,7 +73,7 @@ pub(crate) async fn create(mut store: Store, new: NewVault<'_>, now: DateTime<Ut
         format: FORMAT,
         vault_id: VaultId::fresh(),
         created_at: now,
-        chunker: ChunkerParameters::ours(),
+        chunker: ChunkerParameters::of_new_vaults(),
         recipients: recipients.iter().map(ToString::to_string).collect(),
         writer_key_id: key_id.clone(),
         signers,

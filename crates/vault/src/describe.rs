@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use strongroom_proto::VaultId;
 
-use crate::chunker::{CHUNK_AVG_BYTES, CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, CHUNKER_KIND};
+use crate::chunker::ChunkerParameters;
 
 /// The version of everything in a vault.
 pub(crate) const FORMAT: u32 = 1;
@@ -19,25 +19,6 @@ pub(crate) struct Description {
     pub(crate) writer_key_id: String,
     pub(crate) signers: Vec<KnownSigner>,
     pub(crate) capabilities: Capabilities,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ChunkerParameters {
-    pub(crate) kind: String,
-    pub(crate) min_bytes: usize,
-    pub(crate) avg_bytes: usize,
-    pub(crate) max_bytes: usize,
-}
-
-impl ChunkerParameters {
-    pub(crate) fn ours() -> Self {
-        Self {
-            kind: CHUNKER_KIND.to_owned(),
-            min_bytes: CHUNK_MIN_BYTES,
-            avg_bytes: CHUNK_AVG_BYTES,
-            max_bytes: CHUNK_MAX_BYTES,
-        }
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -470,6 +470,15 @@ pub enum ReadError {
         /// The object.
         object: String,
     },
+    /// Two signed objects under one name say different things.
+    #[error(
+        "the objects in {folder} contradict one another: two clusters with the same system identifier wrote there; keep \
+         the one that is right, or give one of the clusters a vault of its own"
+    )]
+    Contradiction {
+        /// Where they lie.
+        folder: String,
+    },
     /// The format is newer than this version.
     #[error("{object} has format {format}, which this version cannot read; use a newer version")]
     NewerFormat {
@@ -778,7 +787,7 @@ impl CommitError {
     }
 }
 
-fn wrapped<E: std::error::Error + 'static>(error: &io::Error) -> Option<&E> {
+pub(crate) fn wrapped<E: std::error::Error + 'static>(error: &io::Error) -> Option<&E> {
     let mut inner: &(dyn std::error::Error + 'static) = error.get_ref()?;
     loop {
         if let Some(found) = inner.downcast_ref::<E>() {

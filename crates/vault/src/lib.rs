@@ -40,6 +40,7 @@ mod signing;
 mod store;
 mod vault;
 mod vault_check;
+mod wal;
 mod writer;
 
 pub use check::{CheckReport, Damage, Problem};
@@ -61,4 +62,5 @@ pub use vault::Vault;
 pub use vault_check::{
     CheckProgress, CheckScope, DamagedObject, HitBackup, HitFiles, NAMED_FILES, Unchecked, Unreferenced, VaultReport,
 };
+pub use wal::{WalError, WalReader, WalWriter};
 pub use writer::{BackupWriter, Sealed};

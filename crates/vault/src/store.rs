@@ -14,13 +14,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{
-    BackoffConfig, ClientOptions, CopyMode, CopyOptions, GetOptions, GetRange, GetResult, GetResultPayload,
+    BackoffConfig, ClientOptions, CopyMode, CopyOptions, GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta,
     ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
 };
 use ring::digest;
@@ -530,19 +531,56 @@ impl Store {
 
     /// The same with their sizes in bytes; those of the whole store where the folder is empty.
     pub(crate) async fn list_sizes(&self, folder: &str) -> Result<Vec<(String, u64)>, StoreError> {
-        if let Some(root) = &self.folder {
-            std::fs::metadata(root.join(layout::VAULT)).map_err(|source| StoreError::Folder {
+        self.list_as(folder, |found| (found.location.to_string(), found.size))
+            .await
+    }
+
+    /// The same with when they were stored, by the store's clock.
+    pub(crate) async fn list_times(&self, folder: &str) -> Result<Vec<(String, DateTime<Utc>)>, StoreError> {
+        self.list_as(folder, |found| (found.location.to_string(), found.last_modified))
+            .await
+    }
+
+    async fn list_as<T>(&self, folder: &str, each: impl Fn(ObjectMeta) -> T) -> Result<Vec<T>, StoreError> {
+        self.check_is_there()?;
+        let prefix = Path::from(folder);
+        let found = self.objects()?.list(Some(&prefix)).map_ok(each).try_collect().await;
+        let found = found.map_err(|error| classify("list", folder, error))?;
+        // Nor is one that lost it in the middle.
+        self.check_is_there()?;
+        Ok(found)
+    }
+
+    /// The folders in a folder by name; one that was emptied may be among them.
+    pub(crate) async fn list_folders(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        self.check_is_there()?;
+        let prefix = Path::from(folder);
+        let found = self.objects()?.list_with_delimiter(Some(&prefix)).await;
+        let found = found.map_err(|error| classify("list", folder, error))?;
+        self.check_is_there()?;
+        let name = |path: &Path| path.filename().map(str::to_owned);
+        Ok(found.common_prefixes.iter().filter_map(name).collect())
+    }
+
+    /// Whether any object lies under a folder.
+    pub(crate) async fn has_any(&self, folder: &str) -> Result<bool, StoreError> {
+        self.check_is_there()?;
+        let prefix = Path::from(folder);
+        let first = self.objects()?.list(Some(&prefix)).try_next().await;
+        let first = first.map_err(|error| classify("list", folder, error))?;
+        self.check_is_there()?;
+        Ok(first.is_some())
+    }
+
+    /// A folder that lost its vault, e.g. by being unmounted, is not an empty one.
+    fn check_is_there(&self) -> Result<(), StoreError> {
+        let Some(root) = &self.folder else { return Ok(()) };
+        std::fs::metadata(root.join(layout::VAULT))
+            .map(drop)
+            .map_err(|source| StoreError::Folder {
                 path: root.clone(),
                 source,
-            })?;
-        }
-        let prefix = Path::from(folder);
-        self.objects()?
-            .list(Some(&prefix))
-            .map_ok(|found| (found.location.to_string(), found.size))
-            .try_collect()
-            .await
-            .map_err(|error| classify("list", folder, error))
+            })
     }
 
     pub(crate) async fn delete(&self, object: &str) -> Result<(), StoreError> {

@@ -9,7 +9,7 @@ use strongroom_proto::receipt::RECEIPT_NAMESPACE;
 use strongroom_proto::{BackupId, Sha256Digest, VaultId};
 
 use crate::create::{self, NewVault};
-use crate::describe::{ChunkerParameters, Description, FORMAT};
+use crate::describe::{Description, FORMAT};
 use crate::error::{CreateVaultError, KeyError, OpenVaultError, ReadError};
 use crate::generation::{Generation, History};
 use crate::keys::{Identity, Recipient, WriterKey};
@@ -81,7 +81,7 @@ impl Vault {
             Some(_) => {}
         }
         let description: Description = serde_json::from_value(anything).map_err(|e| malformed(e.into()))?;
-        if description.chunker != ChunkerParameters::ours() {
+        if !description.chunker.are_supported() {
             return Err(unsupported(format!("the chunker {:?}", description.chunker)));
         }
         let mut keys = History::begin(&description, &bytes).map_err(|e| malformed(e.into()))?;

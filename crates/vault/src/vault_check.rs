@@ -2,12 +2,13 @@
 //!
 //! Without a key: the keys' own objects, every receipt and its signature, every list, and every object that a list
 //! names against its digest. With an identity: every chunk of every pack is opened and compared with its id, every
-//! index object with its MAC, and every entry list is read. Each object is read once, however many backups need it.
+//! index object with its MAC, every entry list is read, and every piece of WAL is opened. Each object is read once, however many backups need it.
 //! The check goes on after damage, so that the report is whole; [`hits`] says afterwards which backups and files each
 //! damaged object concerns. Memory: the names of all objects, and a few packs.
 
 mod content;
 mod hits;
+mod wal;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -46,6 +47,8 @@ pub struct VaultReport {
     pub chunks: u64,
     /// Entries with content whose extents were looked up; none without an identity.
     pub entries: u64,
+    /// Pieces of WAL and history files of timelines that were looked at. What is not there is no damage here.
+    pub wal_objects: u64,
     /// What is not as it was stored.
     pub damage: Vec<DamagedObject>,
     /// What could not be checked.
@@ -200,6 +203,9 @@ impl Vault {
             run.check_backup(id, listed.is_none()).await?;
         }
         run.check_content().await?;
+        if let Some(listed) = &listed {
+            run.check_wal(listed).await?;
+        }
         let readable = run.report.unchecked.is_empty();
         run.name_hits(&backups).await?;
         let Run {
@@ -232,7 +238,7 @@ struct Run<'a> {
 struct Objects {
     packs: HashSet<Sha256Digest>,
     indexes: BTreeSet<Sha256Digest>,
-    /// Receipts, signatures, manifests, lists, keys.
+    /// Receipts, signatures, manifests, lists, keys, WAL.
     documents: HashSet<String>,
 }
 

@@ -11,7 +11,10 @@
 //! ones around the receipt. A large backup stores parts of its index on the way, so that another attempt finds what this
 //! one stored.
 
+mod base;
+mod entry_list;
 mod keeper;
+mod pages;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -23,18 +26,20 @@ use strongroom_proto::receipt::{Artifact, Totals};
 use strongroom_proto::{Attempt, BackupId, ChunkId, Sha256Digest};
 use tokio::runtime::Handle;
 
-use crate::blocks::{self, BlockHasher};
-use crate::cache::{BlockDigest, Blocks, CacheReader, CacheWriter, CachedFile};
+use crate::blocks::{self, BlockDigest, BlockHasher};
+use crate::cache::{Blocks, CacheReader, CacheWriter, CachedFile};
 use crate::chunk_index::ChunkIndex;
-use crate::chunker::{CHUNK_AVG_BYTES, Chunker};
+use crate::chunker::Chunker;
 use crate::describe::FORMAT;
 use crate::error::WriteError;
 use crate::index::IndexKeys;
 use crate::keys::WriterKey;
-use crate::manifest::{ENTRY_LINE_BYTES, End, EntryLine, Extent, Hole, Needed, Part, Root};
+use crate::manifest::{End, EntryLine, Extent, Hole, Needed, Part, Root};
 use crate::pipeline::Pipeline;
 use crate::vault::Vault;
 
+use self::base::{Base, is_fragmented};
+use self::entry_list::EntryList;
 use self::keeper::{Counted, Keeper};
 
 /// Entries whose content is not yet cut into chunks; with more of them the stream is cut where it is.
@@ -47,8 +52,6 @@ const OPEN_ENTRY_BYTES: usize = 512;
 const PENDING_PIECES: usize = 65_536;
 /// Chunks of a database's file.
 const PAGED_CHUNK_BYTES: usize = 1024 * 1024;
-/// Extents of a file that is kept block by block are this long on average; one in smaller pieces is stored anew.
-const KEPT_EXTENT_MIN_BYTES: u64 = 32 * 1024;
 
 /// What a receipt needs to know of a backup that is stored but not yet committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +60,9 @@ pub struct Sealed {
     pub artifacts: Vec<Artifact>,
     /// Sizes.
     pub totals: Totals,
+    /// Files that lie in so many pieces that the next backup that reads them stores them anew. Backups that read changed
+    /// pages only never do, and their restore opens many chunks for little of each: with many such files a full backup pays.
+    pub fragmented_entries: u64,
 }
 
 /// Writes one attempt of a backup; to be used from a thread that may block.
@@ -74,6 +80,7 @@ pub struct BackupWriter {
     content_bytes: u64,
     /// About what `open` takes in memory.
     open_bytes: usize,
+    fragmented_entries: u64,
     /// After an error nothing is certain any more.
     has_failed: bool,
 }
@@ -124,6 +131,19 @@ struct Current {
     has_holes: bool,
     /// The blocks of an earlier backup, while this one is laid over it.
     base: Option<Base>,
+    /// The length of an entry that is put as pages laid over the base.
+    overlay_bytes: Option<u64>,
+}
+
+/// How the content of an entry that is begun will come.
+#[derive(Clone, Copy)]
+enum Coming<'a> {
+    /// In one piece, and nobody asks for it again.
+    Whole,
+    /// As a file in this version.
+    File(&'a FileVersion),
+    /// As a cluster's file of so many bytes.
+    Paged(u64),
 }
 
 /// The digest of an entry's content.
@@ -147,38 +167,6 @@ enum Cutting {
     Pages,
 }
 
-/// A file as an earlier backup stored it.
-struct Base {
-    blocks: Blocks,
-    parts: Vec<Part>,
-    /// The part that holds the place `start`, and the place.
-    next: usize,
-    start: u64,
-}
-
-impl Base {
-    /// The extents of a range that begins no earlier than the last one asked for.
-    fn range(&mut self, from: u64, to: u64, mut each: impl FnMut(Extent)) {
-        while let Some(Part::Extent(extent)) = self.parts.get(self.next) {
-            let end = self.start + u64::from(extent.bytes);
-            let (first, last) = (from.max(self.start), to.min(end));
-            if first < last {
-                // Both fit: they lie within the extent.
-                each(Extent {
-                    chunk: extent.chunk,
-                    offset: extent.offset + (first - self.start) as u32,
-                    bytes: (last - first) as u32,
-                });
-            }
-            if end > to {
-                return;
-            }
-            self.start = end;
-            self.next += 1;
-        }
-    }
-}
-
 /// What is known of earlier backups of the target, and what will be of this one.
 #[derive(Default)]
 struct Known {
@@ -186,6 +174,8 @@ struct Known {
     after: Option<CacheWriter>,
     /// The file that was found last and has changed.
     found: Option<(Vec<u8>, CachedFile)>,
+    /// For the next backup.
+    note: Option<Vec<u8>>,
 }
 
 impl BackupWriter {
@@ -232,28 +222,34 @@ impl BackupWriter {
                 needed: Needed::default(),
                 totals: Totals::default(),
             },
-            content: Chunker::default(),
-            list: EntryList::default(),
+            content: Chunker::new(vault.description().chunker.clone()),
+            list: EntryList::new(Chunker::new(vault.description().chunker.clone())),
             open: VecDeque::new(),
             current: None,
             known: Known::default(),
             entries: 0,
             content_bytes: 0,
             open_bytes: 0,
+            fragmented_entries: 0,
             has_failed: false,
         })
     }
 
     /// Uses the file at `path` to know what earlier backups of this target stored, and leaves there what this one did.
     ///
-    /// Entries have to be put depth first, the names of a directory sorted by their bytes. A file that is missing,
-    /// damaged or cannot be written costs time, never correctness.
+    /// Files in a version have to be put depth first, the names of a directory sorted by their bytes; a cluster's files in
+    /// any order. A file at `path` that is missing, damaged or cannot be written costs time, never correctness.
     #[must_use]
     pub fn with_cache(mut self, path: &Path, writer_key: &WriterKey) -> Self {
         let vault = self.keeper.vault.id();
         self.known.before = CacheReader::open(path, vault, writer_key);
         self.known.after = Some(CacheWriter::create(path, vault, writer_key));
         self
+    }
+
+    /// Whether it knows files of an earlier backup of the target.
+    pub const fn knows_earlier_files(&self) -> bool {
+        self.known.before.is_some()
     }
 
     /// Bytes of content taken so far.
@@ -286,45 +282,75 @@ impl BackupWriter {
         };
         let sealed = self.keeper.close(&root)?;
         if let Some(cache) = self.known.after {
-            cache.finish();
+            cache.finish(self.known.note);
         }
-        Ok(sealed)
+        Ok(Sealed {
+            fragmented_entries: self.fragmented_entries,
+            ..sealed
+        })
     }
 
-    fn begin_entry(&mut self, entry: &Entry, version: Option<&FileVersion>) -> Result<(), WriteError> {
+    fn begin_entry(&mut self, entry: &Entry, coming: Coming<'_>) -> Result<(), WriteError> {
         if self.current.is_some() {
             return Err(WriteError::Order {
                 found: "an entry was begun within another",
             });
         }
-        if self.open.len() >= PENDING_ENTRIES || self.open_bytes >= PENDING_BYTES {
-            self.cut_content(self.content.pending())?;
-        }
-        let file_bytes = version.map_or(0, |version| version.bytes);
-        let in_blocks = file_bytes >= blocks::BLOCKS_FROM_BYTES;
-        let base = match version {
-            Some(_) if in_blocks => self.base_of(entry, file_bytes)?,
+        self.make_room()?;
+        let (file_bytes, in_blocks) = match coming {
+            Coming::Whole => (0, false),
+            Coming::File(version) => (version.bytes, version.bytes >= blocks::BLOCKS_FROM_BYTES),
+            Coming::Paged(bytes) => (bytes, true),
+        };
+        let base = match coming {
+            Coming::File(_) if in_blocks => self.base_of(entry, file_bytes)?,
+            Coming::Paged(bytes) => self.base_of_paged(entry, bytes)?,
             _ => None,
         };
-        self.current = Some(Current {
+        let cutting = match (entry.kind, coming) {
+            (EntryKind::Stream, _) => Cutting::Undecided,
+            (_, Coming::Paged(bytes)) if base.is_none() && bytes >= PAGED_CHUNK_BYTES as u64 => {
+                self.cut_content(self.content.pending())?;
+                Cutting::Pages
+            }
+            (EntryKind::File, Coming::File(_)) if in_blocks && base.is_none() => Cutting::UndecidedPages { file_bytes },
+            _ => Cutting::Content,
+        };
+        let version = match coming {
+            Coming::Whole => None,
+            Coming::File(version) => Some(*version),
+            Coming::Paged(bytes) => Some(pages::version_of_none(bytes)),
+        };
+        let current = Current {
             bytes: 0,
             has_holes: false,
-            cutting: match entry.kind {
-                EntryKind::Stream => Cutting::Undecided,
-                EntryKind::File if in_blocks && base.is_none() => Cutting::UndecidedPages { file_bytes },
-                _ => Cutting::Content,
-            },
+            cutting,
             hashing: match in_blocks {
                 true => Hashing::Blocks(BlockHasher::new(file_bytes)),
                 false => Hashing::Whole(Box::default()),
             },
             base,
-        });
+            overlay_bytes: None,
+        };
+        self.open_entry(entry, version, current);
+        Ok(())
+    }
+
+    /// Lets nobody wait for more entries than there may be at once.
+    fn make_room(&mut self) -> Result<(), WriteError> {
+        if self.open.len() >= PENDING_ENTRIES || self.open_bytes >= PENDING_BYTES {
+            self.cut_content(self.content.pending())?;
+        }
+        Ok(())
+    }
+
+    fn open_entry(&mut self, entry: &Entry, version: Option<FileVersion>, current: Current) {
+        self.current = Some(current);
         let remembered = match (version, &self.known.after) {
             (Some(version), Some(_)) => Some(Box::new((
                 path_bytes(entry),
                 CachedFile {
-                    version: *version,
+                    version,
                     bytes: 0,
                     blake3: Sha256Digest::from_bytes([0; 32]),
                     parts: Vec::new(),
@@ -343,7 +369,6 @@ impl BackupWriter {
         });
         self.open_bytes += counted_bytes;
         self.entries += 1;
-        Ok(())
     }
 
     /// The file as an earlier backup stored it, where this one may be laid over it.
@@ -356,17 +381,13 @@ impl BackupWriter {
                 None => return Ok(None),
             },
         };
-        let Some(blocks) = found.blocks else {
-            return Ok(None);
-        };
-        let is_whole = found.parts.len() as u64 <= found.bytes / KEPT_EXTENT_MIN_BYTES + 16;
-        let fits = blocks.block_bytes == blocks::block_bytes(file_bytes);
-        Ok((is_whole && fits && self.keeper.has_all(&found.parts)).then_some(Base {
-            blocks,
-            parts: found.parts,
-            next: 0,
-            start: 0,
-        }))
+        Ok(self.base_in(found, file_bytes))
+    }
+
+    /// A file as a base, where it is not better stored anew and the vault still holds it.
+    fn base_in(&self, found: CachedFile, file_bytes: u64) -> Option<Base> {
+        let fits = !is_fragmented(&found) && self.keeper.has_all(&found.parts);
+        Base::new(found).filter(|base| fits && base.blocks.block_bytes == blocks::block_bytes(file_bytes))
     }
 
     /// What an earlier backup stored for this path.
@@ -398,9 +419,7 @@ impl BackupWriter {
             self.known.found = Some((path, found));
             return Ok(false);
         }
-        if self.open.len() >= PENDING_ENTRIES || self.open_bytes >= PENDING_BYTES {
-            self.cut_content(self.content.pending())?;
-        }
+        self.make_room()?;
         self.keeper.reuse(&found.parts);
         let counted_bytes = weight(entry, found.parts.len(), found.blocks.as_ref());
         self.open_bytes += counted_bytes;
@@ -427,6 +446,7 @@ impl BackupWriter {
     }
 
     fn write_content(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        self.refuse_within_overlay()?;
         // Taken out while the rest of the writer is used; after an error nothing can be written any more.
         let Some(mut current) = self.current.take() else {
             return Err(WriteError::Order {
@@ -467,11 +487,16 @@ impl BackupWriter {
             return self.put_fresh(block, cutting);
         }
         let from = number * u64::from(base.blocks.block_bytes);
+        self.keep_range(base, from, from + block.len() as u64)
+    }
+
+    /// Keeps a range of the base, which begins no earlier than the last one ended.
+    fn keep_range(&mut self, base: &mut Base, from: u64, to: u64) -> Result<(), WriteError> {
         let keeper = &mut self.keeper;
         let Some(open) = self.open.back_mut() else {
             return Ok(());
         };
-        base.range(from, from + block.len() as u64, |extent| match open.pieces.back_mut() {
+        base.range(from, to, |extent| match open.pieces.back_mut() {
             Some(Piece::Kept(Part::Extent(last)))
                 if last.chunk == extent.chunk && last.offset + last.bytes == extent.offset =>
             {
@@ -519,9 +544,9 @@ impl BackupWriter {
                         Some(Piece::Fresh { from, .. }) => *from,
                         _ => from,
                     };
-                    if to - start > CHUNK_AVG_BYTES as u64 {
+                    if to - start > self.content.ahead() as u64 {
                         *cutting = Cutting::Isolated;
-                        // Nothing of the entry has been cut yet: the chunker looks ahead by the average chunk.
+                        // Nothing of the entry has been cut yet: the chunker looks ahead by so much.
                         let before = start.saturating_sub(self.content.position());
                         self.cut_content(before as usize)?;
                     }
@@ -541,6 +566,7 @@ impl BackupWriter {
     }
 
     fn put_hole(&mut self, bytes: u64) -> Result<(), WriteError> {
+        self.refuse_within_overlay()?;
         let Some(mut current) = self.current.take() else {
             return Err(WriteError::Order {
                 found: "a hole came outside an entry",
@@ -574,6 +600,7 @@ impl BackupWriter {
                 found: "an entry was ended that was not begun",
             });
         };
+        self.keep_to_the_end(&mut current)?;
         let (blake3, blocks) = match current.hashing {
             Hashing::Whole(hasher) => (Sha256Digest::from_bytes(*hasher.finalize().as_bytes()), None),
             Hashing::Blocks(mut hasher) => {
@@ -669,6 +696,7 @@ impl BackupWriter {
             self.list.write(&EntryLine::End(end), &mut self.keeper)?;
             if let (Some(remembered), Some(cache)) = (first.remembered.take(), &mut self.known.after) {
                 let (path, file) = *remembered;
+                self.fragmented_entries += u64::from(is_fragmented(&file));
                 cache.put(&path, &file);
             }
             self.open_bytes = self.open_bytes.saturating_sub(first.counted_bytes);
@@ -700,7 +728,7 @@ impl BackupWriter {
 
 impl EntrySink for BackupWriter {
     fn begin(&mut self, entry: &Entry) -> io::Result<()> {
-        self.step(|writer| writer.begin_entry(entry, None))
+        self.step(|writer| writer.begin_entry(entry, Coming::Whole))
     }
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.step(|writer| writer.write_content(bytes))
@@ -718,74 +746,21 @@ impl BackupSink for BackupWriter {
         self.step(|writer| writer.put_known(entry, version))
     }
     fn begin_file(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<()> {
-        self.step(|writer| writer.begin_entry(entry, Some(version)))
+        self.step(|writer| writer.begin_entry(entry, Coming::File(version)))
     }
-    fn begin_paged(&mut self, entry: &Entry, _bytes: u64) -> io::Result<()> {
-        self.step(|writer| writer.begin_entry(entry, None))
+    fn begin_paged(&mut self, entry: &Entry, bytes: u64) -> io::Result<()> {
+        self.step(|writer| writer.begin_entry(entry, Coming::Paged(bytes)))
     }
-    fn begin_overlay(&mut self, _entry: &Entry, _bytes: u64) -> io::Result<bool> {
-        Ok(false)
+    fn begin_overlay(&mut self, entry: &Entry, bytes: u64) -> io::Result<bool> {
+        self.step(|writer| writer.begin_laid_over(entry, bytes))
     }
-    fn page(&mut self, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn page(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.step(|writer| writer.put_pages(offset, bytes))
     }
     fn note(&mut self) -> io::Result<Option<Vec<u8>>> {
-        Ok(None)
+        Ok(self.known.before.as_mut().and_then(CacheReader::note))
     }
-    fn leave_note(&mut self, _note: Vec<u8>) {}
-}
-
-/// The entry list on its way into chunks.
-#[derive(Default)]
-struct EntryList {
-    stream: Chunker,
-    chunks: Vec<ChunkId>,
-    line: Vec<u8>,
-}
-
-impl EntryList {
-    fn write(&mut self, line: &EntryLine, keeper: &mut Keeper) -> Result<(), WriteError> {
-        let mut text = std::mem::take(&mut self.line);
-        text.clear();
-        serde_json::to_writer(&mut text, line).map_err(|source| WriteError::Encode {
-            object: "an entry",
-            source,
-        })?;
-        if let EntryLine::Entry(entry) = line
-            && text.len() > ENTRY_LINE_BYTES
-        {
-            return Err(WriteError::EntryTooLarge {
-                path: entry.path.chars().take(100).collect(),
-                bytes: text.len(),
-                limit_bytes: ENTRY_LINE_BYTES,
-            });
-        }
-        text.push(b'\n');
-        let mut rest = text.as_slice();
-        while !rest.is_empty() {
-            let taken = self.stream.append(rest);
-            rest = rest.get(taken..).unwrap_or_default();
-            while let Some(length) = self.stream.ready() {
-                self.take_chunk(length, keeper)?;
-            }
-        }
-        self.line = text;
-        Ok(())
-    }
-
-    fn take_chunk(&mut self, length: usize, keeper: &mut Keeper) -> Result<(), WriteError> {
-        let chunk = keeper.keep(self.stream.front(length), Counted::EntryList)?;
-        self.stream.consume(length);
-        self.chunks.push(chunk);
-        Ok(())
-    }
-
-    /// The chunks of the whole list.
-    fn finish(mut self, keeper: &mut Keeper) -> Result<Vec<ChunkId>, WriteError> {
-        while self.stream.pending() > 0 {
-            let length = self.stream.next(self.stream.pending());
-            self.take_chunk(length, keeper)?;
-        }
-        Ok(self.chunks)
+    fn leave_note(&mut self, note: Vec<u8>) {
+        self.known.note = Some(note);
     }
 }

@@ -19,6 +19,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use ssh_key::{HashAlg, LineEnding, PrivateKey};
 use strongroom_proto::manifest::{BackupSink, Entry, EntryKind, EntrySink, FileVersion};
+use strongroom_proto::wal::{Lsn, StoredPiece, SystemIdentifier, WalSource};
 use strongroom_proto::{Attempt, BackupId, JobId};
 use strongroom_vault::{BackupWriter, ChunkIndex, Vault, WriterKey};
 use support::in_memory;
@@ -128,7 +129,7 @@ pub fn cache(data: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cache");
     let header = [
-        b"strongroom file cache 1\n".as_slice(),
+        b"strongroom file cache 2\n".as_slice(),
         vault.id().to_string().as_bytes(),
         keys.key_id().as_bytes(),
     ]
@@ -205,6 +206,17 @@ fn back_up(vault: &Vault, key: &WriterKey, cache: &std::path::Path) {
             writer.end().unwrap();
         }
     }
+    // And laid over what it says, in another order.
+    for (path, bytes) in [("b", 4_200_000), ("a", 5), ("b", 81_920)] {
+        let entry = Entry::bare(path, EntryKind::File);
+        if writer.begin_overlay(&entry, bytes).unwrap() {
+            writer.page(0, &[9; 8_192]).unwrap();
+            writer.end().unwrap();
+        }
+    }
+    if let Some(note) = writer.note().unwrap() {
+        writer.leave_note(note);
+    }
     writer.finish().unwrap();
 }
 
@@ -222,6 +234,55 @@ fn open_with(objects: &[(&str, Vec<u8>)]) -> Option<Vault> {
         }
         Vault::open(in_memory(&memory)).await.ok()
     })
+}
+
+/// A piece of WAL: as it is stored, what is sealed in it, its statement, or the frame after that.
+pub fn wal(data: &[u8]) {
+    let keys = &WORLD.forge.keys;
+    let (dress, data) = dressed(data);
+    let wal = [7; 600];
+    let stated = |line: &[u8], frames: &[u8]| {
+        let signed = WORLD.signing_key.sign("receipt@strongroom", HashAlg::Sha512, line);
+        let signature = signed.and_then(|signature| signature.to_pem(LineEnding::LF)).unwrap();
+        let length = (line.len() + signature.len()) as u32;
+        let front = [&[0x50, 0x2a, 0x4d, 0x18], &length.to_le_bytes()[..]].concat();
+        keys.seal(&[&front, line, signature.as_bytes(), frames].concat())
+    };
+    let sealed = match dress % 4 {
+        0 => data.to_vec(),
+        1 => keys.seal(data),
+        2 => {
+            let mut line = data.to_vec();
+            line.retain(|byte| *byte != b'\n');
+            line.push(b'\n');
+            stated(&line, &frame(&wal))
+        }
+        _ => {
+            let Some(vault) = open_with(&[]) else { return };
+            let line = format!(
+                "{{\"format\":1,\"vault_id\":\"{}\",\"wal_piece\":{{\"system_identifier\":\"7\",\"timeline\":1,\
+                 \"from\":\"0/3002000\",\"to\":\"0/3002258\",\"segment_bytes\":16777216}},\"blake3\":\"{}\"}}\n",
+                vault.id(),
+                blake3::hash(&wal)
+            );
+            stated(line.as_bytes(), data)
+        }
+    };
+    let digest = forge::sha256(&sealed);
+    let name = format!("wal/7/00000001/000000010000000000000003/00002000-00002258-01000000.{digest}");
+    let Some(vault) = open_with(&[(&name, sealed)]) else { return };
+    let reader = vault.wal_reader(Arc::new(keys.identity.clone()));
+    let piece = StoredPiece {
+        timeline: 1,
+        from: Lsn(0x300_2000),
+        to: Lsn(0x300_2258),
+        sha256: digest,
+        stored_at: support::at(0),
+    };
+    let read = reader.read(SystemIdentifier(7), &piece);
+    if let Ok((said, bytes)) = WORLD.forge.runtime.block_on(read) {
+        assert!(said.from == piece.from && said.to == piece.to && bytes.len() == 600);
+    }
 }
 
 /// What a vault says of itself.

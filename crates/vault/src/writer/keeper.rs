@@ -276,6 +276,7 @@ impl Keeper {
         Ok(Sealed {
             artifacts,
             totals: self.totals,
+            fragmented_entries: 0,
         })
     }
 

@@ -44,6 +44,7 @@ pub(crate) fn keeps_the_promises(place: &Place) {
     evidence_is_kept_once_a_job(place);
     damage_by_somebody_else_is_found(place);
     listings_are_whole_however_long(place);
+    crate::wal::keeps_wal(&place.fixture("wal"));
 }
 
 fn a_vault_is_made_once_and_opens_again(place: &Place) {
@@ -259,7 +260,7 @@ fn a_vault_in_a_folder_keeps_its_promises() {
 
 #[test]
 fn a_vault_in_a_bucket_in_memory_keeps_its_promises() {
-    let buckets: [(&str, Arc<InMemory>); 8] = [
+    let buckets: [(&str, Arc<InMemory>); 9] = [
         "made",
         "made-beside",
         "nothing",
@@ -268,6 +269,7 @@ fn a_vault_in_a_bucket_in_memory_keeps_its_promises() {
         "answers",
         "evidence",
         "damage",
+        "wal",
     ]
     .map(|name| (name, Arc::new(InMemory::new())));
     let long = Arc::new(InMemory::new());

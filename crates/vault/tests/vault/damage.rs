@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use strongroom_proto::receipt::RestoreReceipt;
+use strongroom_proto::wal::WalSink;
 use strongroom_proto::{Attempt, BackupId, JobId};
 use strongroom_vault::*;
 
@@ -57,7 +58,7 @@ const DAMAGES: [Damage; 8] = [
 ///
 /// What is sealed, or authenticated by the writer key alone, takes an identity; a copy of somebody else's vault is
 /// whole in itself. All that a backup consists of is found without any key.
-const TABLE: [(&str, [Finder; 8]); 15] = [
+const TABLE: [(&str, [Finder; 8]); 17] = [
     (
         "vault.json",
         [Opening, Opening, Opening, Opened, Opening, Opened, Opening, Opening],
@@ -97,6 +98,15 @@ const TABLE: [(&str, [Finder; 8]); 15] = [
         [Check, Check, Check, Check, Check, Check, Nobody, Check],
     ),
     ("backups/*/restores/*.json.sig", [Check; 8]),
+    // What is not there is told where windows are told.
+    (
+        "wal/*/*/????????????????????????/*",
+        [Check, Check, Check, Check, Check, Check, Nobody, Check],
+    ),
+    (
+        "wal/*/*/history/*",
+        [Check, Check, Check, Check, Check, Check, Nobody, Check],
+    ),
 ];
 
 fn matches(pattern: &str, path: &str) -> bool {
@@ -150,6 +160,15 @@ impl LivedIn {
                 vault.put_restore(&receipt, signer).await.unwrap();
             });
             backups.push((id, items));
+        }
+        crate::wal::put(
+            &fixture,
+            &[crate::wal::piece(1, 0, 9_000), crate::wal::piece(1, 9_000, 9_500)],
+        );
+        let writer = crate::wal::writer(&fixture);
+        for timeline in [2, 3] {
+            let put = writer.put_history(crate::wal::SYSTEM, timeline, "1\t0/9000\tno reason\n");
+            fixture.runtime.block_on(put).unwrap();
         }
         Self { fixture, backups }
     }

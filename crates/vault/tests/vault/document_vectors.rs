@@ -14,13 +14,13 @@ use crate::forge::*;
 use crate::support::*;
 use crate::vectors::{check, flipped, folder, forge, invalid, valid};
 
-fn told(error: &dyn std::error::Error) -> String {
+pub(crate) fn told(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The vault of the test keys, with these objects instead of or beside its own.
-fn base_with(forge: &Forge, objects: &[(&str, &[u8])]) -> Arc<InMemory> {
+pub(crate) fn base_with(forge: &Forge, objects: &[(&str, &[u8])]) -> Arc<InMemory> {
     let memory = Arc::new(InMemory::new());
     let base = testdata().join("vectors/base");
     forge.runtime.block_on(async {
@@ -54,7 +54,7 @@ fn describe(vault: &Vault) -> Vec<String> {
     lines
 }
 
-fn vault_json() -> String {
+pub(crate) fn vault_json() -> String {
     std::fs::read_to_string(testdata().join("vectors/base/vault.json")).unwrap()
 }
 
@@ -208,7 +208,7 @@ fn generations_of_keys() {
     assert!(matches!(begun, Err(WriteError::Vault { .. })), "{begun:?}");
 }
 
-fn signed(forge: &Forge, namespace: &str, hash: HashAlg, bytes: &[u8]) -> String {
+pub(crate) fn signed(forge: &Forge, namespace: &str, hash: HashAlg, bytes: &[u8]) -> String {
     let text = std::fs::read_to_string(testdata().join("test-keys/signer")).unwrap();
     let key = PrivateKey::from_openssh(text).unwrap();
     assert_eq!(
@@ -256,7 +256,7 @@ fn good_receipt(forge: &Forge) -> String {
     serde_json::to_string_pretty(&receipt).unwrap() + "\n"
 }
 
-const NAMESPACE: &str = "receipt@strongroom";
+pub(crate) const NAMESPACE: &str = "receipt@strongroom";
 
 #[test]
 fn receipts() {

@@ -317,6 +317,7 @@ pub(crate) fn receipt(vault: &Vault, id: &BackupId, artifacts: Vec<Artifact>) ->
             &Sealed {
                 artifacts,
                 totals: Totals::default(),
+                fragmented_entries: 0,
             },
         )
     }

@@ -13,6 +13,7 @@ mod forge;
 mod golden;
 mod model;
 mod order;
+mod pages;
 mod rotation;
 mod round_trip;
 mod s3;
@@ -22,6 +23,8 @@ mod support;
 mod trees;
 mod vault_check;
 mod vectors;
+mod wal;
+mod wal_vectors;
 
 /// What the tests of the format keep.
 const TESTDATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata");

@@ -1,7 +1,7 @@
 //! What a backup asks of its store, in order. Where a change moves a line here, the promises of `docs/format.md` under
 //! "Order of writing" have to be read again.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use strongroom_proto::Attempt;
 use strongroom_vault::ChunkIndex;
@@ -11,7 +11,17 @@ use crate::support::*;
 use crate::trees::{Content, Tree};
 
 /// Notes the store's barriers among its calls: the operating system is asked for them, and no object is.
-struct Barriers(Arc<Control>);
+pub(crate) struct Barriers(Arc<Control>);
+
+impl Barriers {
+    /// Notes the barriers of this thread until the guard is dropped.
+    pub(crate) fn noted_by(control: &Arc<Control>) -> tracing::subscriber::DefaultGuard {
+        // While there is but one subscriber, a place in the code that another thread comes to first is silent for good.
+        static SECOND: LazyLock<tracing::Dispatch> = LazyLock::new(|| tracing::Dispatch::new(Barriers(Arc::default())));
+        LazyLock::force(&SECOND);
+        tracing::subscriber::set_default(Self(Arc::clone(control)))
+    }
+}
 
 impl tracing::Subscriber for Barriers {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
@@ -57,7 +67,7 @@ impl Recorded {
         let fixture = &mut self.fixture;
         // As another process, which knows nothing yet.
         fixture.index = Arc::new(ChunkIndex::new(&fixture.vault, &fixture.writer_key));
-        let _noting = tracing::subscriber::set_default(Barriers(Arc::clone(&self.control)));
+        let _noting = Barriers::noted_by(&self.control);
         fixture.runtime.block_on(fixture.index.refresh()).unwrap();
         let id = Fixture::id(number);
         let cache = fixture.folder.path().join("cache");

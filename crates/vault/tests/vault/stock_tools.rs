@@ -12,7 +12,7 @@ use strongroom_proto::manifest::{Entry, EntryKind, EntrySink};
 use crate::support::*;
 
 /// Runs a tool that has to be there; the test fails where it is not.
-fn run(program: &str, args: &[&str], folder: &Path, stdin: Option<&[u8]>) -> Output {
+pub(crate) fn run(program: &str, args: &[&str], folder: &Path, stdin: Option<&[u8]>) -> Output {
     use std::io::Write;
     let mut child = Command::new(program)
         .args(args)

@@ -143,7 +143,7 @@ fn every_flip_cut_and_loss_is_found_and_most_without_a_key() {
 fn a_damaged_pack_names_the_backups_and_the_files_that_need_it() {
     let fixture = Fixture::new();
     let small = |seed| file(&format!("etc/{seed}"), noise(seed, 900_000));
-    let shared: Vec<Item> = (0..6).map(small).collect();
+    let shared: Vec<Item> = (0..12).map(small).collect();
     let (first, _) = fixture.back_up(1, &shared);
     let mut more = shared.clone();
     more.push(file("etc/new", noise(100, 900_000)));
@@ -217,7 +217,7 @@ fn a_damaged_pack_names_the_backups_and_the_files_that_need_it() {
     assert_eq!(damaged.problem, "is missing");
     let files_of = |id: &BackupId| &damaged.backups.iter().find(|hit| hit.backup_id == *id).unwrap().files;
     assert!(matches!(files_of(&first), HitFiles::All { .. }), "{damaged:?}");
-    let HitFiles::Named { count: 6, paths } = files_of(&second) else {
+    let HitFiles::Named { count: 12, paths } = files_of(&second) else {
         panic!("{damaged:?}")
     };
     assert!(!paths.contains(&"etc/new".to_owned()));

@@ -138,6 +138,8 @@ fn every_kind_of_vector_is_tested_and_every_file_belongs_to_one() {
         "signature",
         "values.json",
         "vault.json",
+        "wal-history",
+        "wal-piece",
         "writer-key",
     ];
     assert_eq!(found, expected);

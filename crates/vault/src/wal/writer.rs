@@ -1,0 +1,183 @@
+//! Storing WAL: each piece durable before its position may be told to the server.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use strongroom_proto::wal::{StoredPiece, SystemIdentifier, WalPiece, WalSegment, WalSink};
+use tokio::sync::Mutex;
+
+use super::object::{self, HISTORY_BYTES, StatementOf};
+use super::reader::list_pieces;
+use super::{WalError, is_in_one_segment};
+use crate::error::StoreError;
+use crate::keys::WriterKey;
+use crate::layout;
+use crate::signing::Signer;
+use crate::store::{Store, sha256};
+use crate::vault::Vault;
+
+/// A receiver runs for months: after so long it looks whether the vault's keys have changed.
+const KEYS_CHECKED_FOR: Duration = Duration::from_secs(60);
+
+/// Stores WAL in a vault. Many calls may run at once; what they share is the barrier.
+pub struct WalWriter {
+    vault: Vault,
+    writer_key: WriterKey,
+    signer: Arc<Signer>,
+    /// The vault with the keys in force, and when that was looked at.
+    checked: Mutex<Option<(Instant, Vault)>>,
+    barriers: Barriers,
+}
+
+impl std::fmt::Debug for WalWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WalWriter")
+            .field("vault", &self.vault)
+            .field("signer", &self.signer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Vault {
+    /// A writer of WAL. The writer key, which seals nothing here, proves that the recipients are those that its holders
+    /// named: without it, who can write to the store could add one and be sent all WAL.
+    pub fn wal_writer(&self, writer_key: WriterKey, signer: Signer) -> WalWriter {
+        WalWriter {
+            vault: self.clone(),
+            writer_key,
+            signer: Arc::new(signer),
+            checked: Mutex::new(None),
+            barriers: Barriers::default(),
+        }
+    }
+}
+
+impl WalWriter {
+    /// The vault with the keys that are in force.
+    async fn vault_in_force(&self) -> Result<Vault, WalError> {
+        let mut checked = self.checked.lock().await;
+        if let Some((at, vault)) = &*checked
+            && at.elapsed() < KEYS_CHECKED_FOR
+        {
+            return Ok(vault.clone());
+        }
+        let vault = self.vault.for_writing(&self.writer_key).await;
+        let vault = vault.map_err(|source| WalError::Keys { source })?;
+        let line = self.signer.public_line().ok();
+        if !vault.signers_in_force().any(|known| Some(known) == line.as_deref()) {
+            return Err(WalError::UnknownSigner {
+                principal: self.signer.principal().to_owned(),
+            });
+        }
+        *checked = Some((Instant::now(), vault.clone()));
+        Ok(vault)
+    }
+
+    async fn put_object(&self, of: StatementOf, bytes: Vec<u8>) -> Result<(), WalError> {
+        let vault = self.vault_in_force().await?;
+        let object = of.object();
+        let (id, recipients, signer) = (vault.id(), Arc::clone(vault.sealed_to()), Arc::clone(&self.signer));
+        let sealed = tokio::task::spawn_blocking(move || {
+            let sealed = object::seal(id, of, &bytes, &signer, &recipients)?;
+            Ok((sha256(&sealed), sealed))
+        });
+        let (digest, sealed) = sealed.await.unwrap_or(Err(WalError::Interrupted))?;
+        let stored = |source| WalError::Store { source };
+        let put = vault.store().put(&object.path(&digest), sealed.into()).await;
+        put.map_err(stored)?;
+        self.barriers.after_this(vault.store()).await.map_err(stored)
+    }
+}
+
+/// An error where this is no piece of WAL.
+fn check_piece(piece: &WalPiece, bytes: &[u8]) -> Result<(), WalError> {
+    let rule = if !layout::is_segment_size(piece.segment_bytes) {
+        "the size of segments is no power of two from 1 MiB to 1 GiB"
+    } else if piece.timeline == 0 {
+        "there is no timeline 0"
+    } else if piece.is_empty() {
+        "it is empty"
+    } else if !is_in_one_segment(piece) {
+        "it goes beyond the segment it begins in"
+    } else if bytes.len() as u64 != piece.len() {
+        "its bytes are not as many as it says"
+    } else {
+        return Ok(());
+    };
+    Err(WalError::Refused {
+        what: format!(
+            "WAL of timeline {} from {} to {} ({} bytes)",
+            piece.timeline,
+            piece.from,
+            piece.to,
+            bytes.len()
+        ),
+        rule,
+    })
+}
+
+#[async_trait]
+impl WalSink for WalWriter {
+    async fn put(&self, piece: &WalPiece, bytes: Vec<u8>) -> io::Result<()> {
+        check_piece(piece, &bytes)?;
+        Ok(self.put_object(StatementOf::WalPiece(piece.clone()), bytes).await?)
+    }
+
+    async fn put_history(&self, system: SystemIdentifier, timeline: u32, text: &str) -> io::Result<()> {
+        if text.len() > HISTORY_BYTES || timeline == 0 {
+            return Err(WalError::Refused {
+                what: format!("the history of timeline {timeline} ({} bytes)", text.len()),
+                rule: "no history is so long, and there is no timeline 0",
+            }
+            .into());
+        }
+        let of = StatementOf::WalHistory {
+            system_identifier: system,
+            timeline,
+            bytes: text.len() as u64,
+        };
+        Ok(self.put_object(of, text.as_bytes().to_vec()).await?)
+    }
+
+    async fn segment_pieces(
+        &self,
+        system: SystemIdentifier,
+        segment: WalSegment,
+        segment_bytes: u32,
+    ) -> io::Result<Vec<StoredPiece>> {
+        let found = list_pieces(&self.vault, &layout::wal_segment(system, segment, segment_bytes)).await?;
+        let is_of_size = |(piece, stored): (WalPiece, _)| (piece.segment_bytes == segment_bytes).then_some(stored);
+        Ok(found.into_iter().filter_map(is_of_size).collect())
+    }
+
+    async fn pieces(&self, system: SystemIdentifier, timeline: u32) -> io::Result<Vec<StoredPiece>> {
+        let found = list_pieces(&self.vault, &layout::wal_timeline(system, timeline)).await;
+        Ok(found?.into_iter().map(|(_, stored)| stored).collect())
+    }
+}
+
+/// One barrier for all that wait for one.
+#[derive(Default)]
+struct Barriers {
+    /// How many have come to wait.
+    arrived: AtomicU64,
+    /// How many of them a barrier has begun and ended for.
+    covered: Mutex<u64>,
+}
+
+impl Barriers {
+    /// Returns after a barrier that began after this was called.
+    async fn after_this(&self, store: &Store) -> Result<(), StoreError> {
+        let ours = self.arrived.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut covered = self.covered.lock().await;
+        if *covered < ours {
+            let all_so_far = self.arrived.load(Ordering::SeqCst);
+            store.barrier().await?;
+            *covered = all_so_far;
+        }
+        Ok(())
+    }
+}
