@@ -98,7 +98,8 @@ impl Stop {
         CURRENT.with_borrow(|current| current.clone().unwrap_or_default())
     }
 
-    fn is_stopped(&self) -> bool {
+    /// Whether it was stopped, for operations that wait for something other than a tool.
+    pub(crate) fn is_stopped(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).stopped
     }
 

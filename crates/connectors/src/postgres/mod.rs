@@ -19,8 +19,10 @@ mod dump;
 mod facts;
 mod globals;
 mod login;
+pub mod physical;
 mod problem;
 mod quote;
+pub mod recovery;
 mod restore;
 mod run_as;
 mod sample;
@@ -28,6 +30,7 @@ mod sql;
 mod target;
 mod tokens;
 mod tools;
+pub mod wal;
 
 pub use checks::{
     CHECKS_SCHEMA, Checks, DatabaseChecks, ExtensionChecks, GrantChecks, LargeObjectChecks, SettingChecks, TableChecks,

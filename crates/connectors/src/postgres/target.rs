@@ -79,6 +79,9 @@ pub enum TargetError {
         /// The part.
         what: &'static str,
     },
+    /// A replication slot that no server would make.
+    #[error("the replication slot's name is not valid: use 1 to 63 lower-case letters, digits and underscores")]
+    Slot,
     /// The password file cannot be read.
     #[error("read the password file {}", path.display())]
     PasswordFile {

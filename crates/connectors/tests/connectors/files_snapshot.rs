@@ -415,6 +415,26 @@ impl<F: FnMut(&Entry, usize)> BackupSink for Meddling<F> {
     fn put_unchanged(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<bool> {
         self.memory.put_unchanged(entry, version)
     }
+    fn begin_paged(&mut self, entry: &Entry, bytes: u64) -> io::Result<()> {
+        self.memory.begin_paged(entry, bytes)
+    }
+
+    fn begin_overlay(&mut self, entry: &Entry, bytes: u64) -> io::Result<bool> {
+        self.memory.begin_overlay(entry, bytes)
+    }
+
+    fn page(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.memory.page(offset, bytes)
+    }
+
+    fn note(&mut self) -> io::Result<Option<Vec<u8>>> {
+        self.memory.note()
+    }
+
+    fn leave_note(&mut self, note: Vec<u8>) {
+        self.memory.leave_note(note);
+    }
+
     fn begin_file(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<()> {
         self.begun(entry);
         self.memory.begin_file(entry, version)

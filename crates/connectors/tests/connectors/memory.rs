@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use strongroom_proto::Sha256Digest;
-use strongroom_proto::manifest::{BackupSink, Entry, EntrySink, EntrySource, FileVersion, Listed};
+use strongroom_proto::manifest::{BackupSink, Entry, EntrySink, EntrySource, FileVersion, Listed, PAGE_BYTES};
 
 /// A file as an earlier backup holds it.
 #[derive(Debug, Clone)]
@@ -26,6 +26,18 @@ pub(crate) struct Memory {
     known: HashMap<String, Known>,
     /// Paths of entries that were put unchanged.
     pub(crate) unchanged: Vec<String>,
+    /// The lengths of files that were begun as paged or as an overlay: the next backup may be laid over them.
+    paged: HashMap<String, u64>,
+    /// Paths of entries that were laid over an earlier backup's.
+    pub(crate) overlaid: Vec<String>,
+    /// What the last backup holds of paged files, by path.
+    pub(crate) last_pages: HashMap<String, Vec<u8>>,
+    /// Where the next page of an open overlay may begin.
+    next_page: Option<u64>,
+    /// What the last backup left for this one.
+    pub(crate) last_note: Option<Vec<u8>>,
+    /// What this one leaves.
+    pub(crate) left_note: Option<Vec<u8>>,
     open: Option<(Entry, Vec<u8>)>,
     /// Fails every write after so many bytes, as a full disk does.
     pub(crate) full_after_bytes: Option<usize>,
@@ -83,8 +95,11 @@ impl Memory {
             };
             Some((entry.path.clone(), known))
         };
+        let pages = |path: &String| (path.clone(), self.content(path).to_vec());
         Self {
             known: self.entries.iter().enumerate().filter_map(known).collect(),
+            last_pages: self.paged.keys().map(pages).collect(),
+            last_note: self.left_note.clone(),
             ..Self::default()
         }
     }
@@ -146,6 +161,16 @@ impl EntrySink for Memory {
 
     fn end(&mut self) -> io::Result<()> {
         self.entries.push(self.open.take().expect("an open entry"));
+        self.next_page = None;
+        let (entry, content) = self.entries.last().expect("an entry");
+        if let Some(bytes) = self.paged.get(&entry.path) {
+            assert_eq!(
+                *bytes,
+                content.len() as u64,
+                "{} has another length than said",
+                entry.path
+            );
+        }
         // Content of another length is not that of the version: it was cut short.
         let index = self.entries.len() - 1;
         let bytes = self.listed(index).bytes;
@@ -175,6 +200,47 @@ impl BackupSink for Memory {
     fn begin_file(&mut self, entry: &Entry, version: &FileVersion) -> io::Result<()> {
         self.versions.insert(self.entries.len(), *version);
         self.begin(entry)
+    }
+
+    fn begin_paged(&mut self, entry: &Entry, bytes: u64) -> io::Result<()> {
+        self.paged.insert(entry.path.clone(), bytes);
+        self.begin(entry)
+    }
+
+    fn begin_overlay(&mut self, entry: &Entry, bytes: u64) -> io::Result<bool> {
+        let Some(last) = self.last_pages.get(&entry.path) else {
+            return Ok(false);
+        };
+        let mut content = last.clone();
+        content.resize(usize::try_from(bytes).expect("a file that fits memory"), 0);
+        self.begin(entry)?;
+        self.paged.insert(entry.path.clone(), bytes);
+        self.overlaid.push(entry.path.clone());
+        self.open = Some((entry.clone(), content));
+        self.next_page = Some(0);
+        Ok(true)
+    }
+
+    fn page(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let next = self.next_page.expect("an open overlay");
+        assert!(offset >= next, "pages come in ascending order");
+        assert_eq!(
+            (offset % PAGE_BYTES, bytes.len() as u64 % PAGE_BYTES),
+            (0, 0),
+            "whole pages"
+        );
+        self.next_page = Some(offset + bytes.len() as u64);
+        let from = usize::try_from(offset).expect("an offset");
+        self.open.as_mut().expect("an open entry").1[from..from + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn note(&mut self) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.last_note.clone())
+    }
+
+    fn leave_note(&mut self, note: Vec<u8>) {
+        self.left_note = Some(note);
     }
 }
 

@@ -88,6 +88,10 @@ impl Server {
         Self { cluster, _dir: dir }
     }
 
+    pub(crate) fn of(cluster: Cluster, dir: tempfile::TempDir) -> Self {
+        Self { cluster, _dir: dir }
+    }
+
     pub(crate) fn target(&self, database: &str) -> PostgresTarget {
         let mut target = PostgresTarget::new(self.cluster.url(database).unwrap());
         target.bin_dirs = vec![self.cluster.binaries().dir.clone()];

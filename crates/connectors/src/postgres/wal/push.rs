@@ -1,0 +1,322 @@
+//! Stores what `archive_command` hands over.
+//!
+//! A file is checked before it is stored: its length, its first page, its name and its cluster. One segment becomes one
+//! piece.
+//!
+//! Where the vault has pieces of the same segment already, and they cannot be read here or differ, the file is stored
+//! beside them and the caller told so. It is not refused: Postgres would try the same file again for ever and keep all WAL
+//! after it, until the database's disk is full; and which of two versions is the right one is for a person to say.
+//! Nothing is lost either way, for who reads compares all of them and refuses to choose.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use strongroom_proto::wal::{
+    Lsn, StoredPiece, SystemIdentifier, TimelineHistory, WalPiece, WalSegment, WalSink, WalSource,
+};
+
+use super::assemble::piece_name;
+use super::name::WalFileName;
+use super::page::{Head, HeadProblem, content_bytes};
+
+/// The largest segments that Postgres can be built with.
+const SEGMENT_MAX_BYTES: u32 = 1 << 30;
+/// The smallest.
+const SEGMENT_MIN_BYTES: u32 = 1 << 20;
+/// A history has a line of some fifty bytes for every time the cluster was promoted.
+const HISTORY_MAX_BYTES: u64 = 1 << 20;
+
+/// What was done with a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pushed {
+    /// It is in the vault now.
+    Stored(WalPiece),
+    /// The vault had all of it already.
+    AlreadyThere(WalPiece),
+    /// It is in the vault now, and so are pieces of the same segment whose content could not be compared.
+    StoredBeside {
+        /// What was stored.
+        piece: WalPiece,
+        /// The pieces that were there before.
+        others: Vec<String>,
+    },
+    /// It is in the vault now, and so is a piece with other content for the same place. Somebody must look.
+    StoredApart {
+        /// What was stored.
+        piece: WalPiece,
+        /// The first place that differs.
+        at: Lsn,
+        /// The piece that differs.
+        other: String,
+    },
+    /// The history of a timeline is in the vault now.
+    StoredHistory {
+        /// The cluster.
+        system: SystemIdentifier,
+        /// What it says.
+        history: TimelineHistory,
+    },
+    /// A backup's label, which is not needed.
+    Ignored,
+}
+
+/// A file is not in the vault.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PushError {
+    /// Not a file of an archive.
+    #[error("{name:?} is not the name of a WAL segment, a history file or a backup label: give archive_command's %p")]
+    Name {
+        /// What was given.
+        name: String,
+    },
+    /// It cannot be read.
+    #[error("read {path:?}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not what its name says.
+    #[error("{name} was not stored")]
+    Head {
+        /// The file.
+        name: String,
+        /// Why not.
+        #[source]
+        source: HeadProblem,
+    },
+    /// It is cut off, or something was appended.
+    #[error("{name} was not stored: it has {found} bytes, and a segment of this cluster has {expected}")]
+    Length {
+        /// The file.
+        name: String,
+        /// What it has.
+        found: u64,
+        /// What it should have.
+        expected: u64,
+    },
+    /// It holds nothing at all.
+    #[error("{name} was not stored: it is empty")]
+    Empty {
+        /// The file.
+        name: String,
+    },
+    /// A history that does not parse.
+    #[error("{name} was not stored: it is not a timeline's history")]
+    History {
+        /// The file.
+        name: String,
+    },
+    /// The vault did not take it, or did not answer.
+    #[error("{doing}")]
+    Vault {
+        /// What for.
+        doing: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Checks a file and stores it; when this returns it is durable. With a `source`, for who may read the vault, what is there
+/// already is compared.
+///
+/// # Errors
+///
+/// Nothing was stored, or it is not known whether it was; it may be tried again.
+pub async fn push(
+    sink: &dyn WalSink,
+    source: Option<&dyn WalSource>,
+    system: SystemIdentifier,
+    path: &Path,
+) -> Result<Pushed, PushError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // The size of segments is in the file; until it is known every name that some cluster may use is taken.
+    let refused = || PushError::Name { name: name.clone() };
+    match WalFileName::parse(&name, SEGMENT_MIN_BYTES).ok_or_else(refused)? {
+        WalFileName::BackupLabel => Ok(Pushed::Ignored),
+        WalFileName::History(timeline) => push_history(sink, system, timeline, path, name).await,
+        WalFileName::Segment(_) | WalFileName::Partial(_) => {
+            let (piece, bytes) = read_segment(system, path, name)?;
+            store(sink, source, piece, bytes).await
+        }
+    }
+}
+
+async fn push_history(
+    sink: &dyn WalSink,
+    system: SystemIdentifier,
+    timeline: u32,
+    path: &Path,
+    name: String,
+) -> Result<Pushed, PushError> {
+    let (bytes, _) = read(path, HISTORY_MAX_BYTES)?;
+    let text = String::from_utf8(bytes).ok();
+    let parsed = text.as_ref().and_then(|text| TimelineHistory::parse(timeline, text));
+    // A timeline with a history comes from at least one other.
+    let parsed = parsed.filter(|history| !history.ancestors.is_empty());
+    let (Some(text), Some(history)) = (text, parsed) else {
+        return Err(PushError::History { name });
+    };
+    sink.put_history(system, timeline, &text)
+        .await
+        .map_err(|source| PushError::Vault {
+            doing: format!("store the history of timeline {timeline}"),
+            source,
+        })?;
+    Ok(Pushed::StoredHistory { system, history })
+}
+
+/// Reads a segment's file, whole or partial, and says what it is.
+fn read_segment(system: SystemIdentifier, path: &Path, name: String) -> Result<(WalPiece, Vec<u8>), PushError> {
+    let (mut bytes, written_at) = read(path, u64::from(SEGMENT_MAX_BYTES))?;
+    if bytes.is_empty() {
+        return Err(PushError::Empty { name });
+    }
+    let head_error = |source| PushError::Head {
+        name: name.clone(),
+        source,
+    };
+    let head = Head::parse(&bytes).map_err(head_error)?;
+    let segment_bytes = head.segment_bytes;
+    if !segment_bytes.is_power_of_two() || !(SEGMENT_MIN_BYTES..=SEGMENT_MAX_BYTES).contains(&segment_bytes) {
+        return Err(head_error(HeadProblem::SegmentBytes {
+            found: segment_bytes,
+            expected: 16 << 20,
+        }));
+    }
+    // Another cluster's file first: that is what is wrong then, whatever its name.
+    if head.system_identifier != system {
+        return Err(head_error(HeadProblem::System {
+            found: head.system_identifier,
+            expected: system,
+        }));
+    }
+    let (segment, is_partial) = match WalFileName::parse(&name, segment_bytes) {
+        Some(WalFileName::Segment(segment)) => (segment, false),
+        Some(WalFileName::Partial(segment)) => (segment, true),
+        _ => return Err(PushError::Name { name }),
+    };
+    head.check(system, segment, segment_bytes).map_err(head_error)?;
+    if bytes.len() as u64 != u64::from(segment_bytes) {
+        return Err(PushError::Length {
+            found: bytes.len() as u64,
+            expected: segment_bytes.into(),
+            name,
+        });
+    }
+    if is_partial {
+        let content = content_bytes(&bytes, &head);
+        bytes.truncate(content);
+    }
+    let from = segment.begin(segment_bytes);
+    let piece = WalPiece {
+        system_identifier: system,
+        timeline: segment.timeline,
+        from,
+        to: Lsn(from.0 + bytes.len() as u64),
+        segment_bytes,
+        // When the server last wrote to the file, by its own clock.
+        server_time: written_at,
+    };
+    Ok((piece, bytes))
+}
+
+async fn store(
+    sink: &dyn WalSink,
+    source: Option<&dyn WalSource>,
+    piece: WalPiece,
+    bytes: Vec<u8>,
+) -> Result<Pushed, PushError> {
+    let segment = piece.segment();
+    let file = segment.file_name(piece.segment_bytes);
+    let failed = |doing: String| move |source| PushError::Vault { doing, source };
+    let there = sink
+        .segment_pieces(piece.system_identifier, segment, piece.segment_bytes)
+        .await
+        .map_err(failed(format!("list what the vault has of {file}")))?;
+    let compared = match source {
+        Some(source) => compare(source, &piece, &bytes, &there).await?,
+        None => Compared::Unknown,
+    };
+    if matches!(compared, Compared::Same { has_all: true }) {
+        return Ok(Pushed::AlreadyThere(piece));
+    }
+    sink.put(&piece, bytes).await.map_err(failed(format!("store {file}")))?;
+    let named = |other: &StoredPiece| piece_name(segment, piece.segment_bytes, other);
+    Ok(match compared {
+        Compared::Differs { at, other } => Pushed::StoredApart {
+            at,
+            other: named(&other),
+            piece,
+        },
+        Compared::Unknown if !there.is_empty() => Pushed::StoredBeside {
+            others: there.iter().map(named).collect(),
+            piece,
+        },
+        Compared::Same { .. } | Compared::Unknown => Pushed::Stored(piece),
+    })
+}
+
+enum Compared {
+    Unknown,
+    Same { has_all: bool },
+    Differs { at: Lsn, other: StoredPiece },
+}
+
+/// Compares a file with what the vault has of its segment.
+async fn compare(
+    source: &dyn WalSource,
+    piece: &WalPiece,
+    bytes: &[u8],
+    there: &[StoredPiece],
+) -> Result<Compared, PushError> {
+    let segment: WalSegment = piece.segment();
+    let mut covered_to = piece.from;
+    let mut ordered: Vec<&StoredPiece> = there.iter().collect();
+    ordered.sort_by_key(|other| other.from);
+    for other in ordered {
+        let read = source.read(piece.system_identifier, other).await;
+        let (_, content) = read.map_err(|source| PushError::Vault {
+            doing: format!("read the piece {}", piece_name(segment, piece.segment_bytes, other)),
+            source,
+        })?;
+        let offset = usize::try_from(other.from.0.saturating_sub(piece.from.0)).unwrap_or(usize::MAX);
+        let ours = bytes.get(offset..).unwrap_or_default();
+        if let Some(differs) = ours.iter().zip(&content).position(|(a, b)| a != b) {
+            return Ok(Compared::Differs {
+                at: Lsn(other.from.0 + differs as u64),
+                other: other.clone(),
+            });
+        }
+        if other.from <= covered_to {
+            covered_to = covered_to.max(other.to);
+        }
+    }
+    Ok(Compared::Same {
+        has_all: covered_to >= piece.to,
+    })
+}
+
+/// A file's bytes, at most so many and one more, and when it was last written.
+fn read(path: &Path, max_bytes: u64) -> Result<(Vec<u8>, Option<DateTime<Utc>>), PushError> {
+    let failed = |source| PushError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    let facts = file.metadata().map_err(failed)?;
+    if !facts.is_file() {
+        return Err(failed(io::Error::other("it is not a plain file")));
+    }
+    let mut bytes = Vec::new();
+    let wanted = facts.len().min(max_bytes) + 1;
+    bytes.reserve_exact(usize::try_from(wanted).unwrap_or_default());
+    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(failed)?;
+    Ok((bytes, facts.modified().ok().map(DateTime::from)))
+}

@@ -1,0 +1,285 @@
+//! Following the WAL of real servers: through crashes, promotions and lost slots.
+
+use std::process::Command;
+use std::sync::atomic::Ordering;
+
+use strongroom_connectors::postgres::Cluster;
+use strongroom_connectors::postgres::physical::{ClusterTarget, ReceiveError, WalEvent, check_slot, probe};
+use strongroom_proto::wal::{Lsn, SystemIdentifier, TimelineHistory};
+use strongroom_testkit::{Postgres, wait_for};
+
+use crate::physical::{MemoryWal, Receiving, WITHIN, binaries, give, lsn, run, start, target};
+use crate::server::{self, Server, passable_dir};
+
+const MAJORS: [u32; 2] = [15, 18];
+const WRITE: &str = "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 1000)";
+const END: &str = "SELECT pg_current_wal_flush_lsn()";
+
+fn start_writing(major: u32, settings: &[(&str, &str)]) -> Postgres {
+    let server = start(major, settings);
+    server.psql("postgres", "CREATE TABLE t (t text)").unwrap();
+    server
+}
+
+fn write(server: &Postgres) -> Lsn {
+    server.psql("postgres", WRITE).unwrap();
+    lsn(server, END)
+}
+
+#[test]
+fn a_killed_server_leaves_neither_hole_nor_overlap() {
+    for major in MAJORS {
+        let server = start_writing(major, &[("fsync", "on"), ("wal_keep_size", "1GB")]);
+        let wal = MemoryWal::new();
+        for round in 0..3 {
+            let receiving = Receiving::start(target(&server), &wal);
+            // Once more than a segment.
+            for _ in 0..if round == 1 { 30 } else { 1 } {
+                write(&server);
+            }
+            let end = write(&server);
+            receiving.wait_stored(1, end);
+            server.kill().unwrap();
+            let error = receiving.ended().unwrap_err();
+            assert!(error.is_retryable(), "{error}");
+            server.restart().unwrap();
+        }
+        let receiving = Receiving::start(target(&server), &wal);
+        let end = write(&server);
+        receiving.wait_stored(1, end);
+        let ended = receiving.stop().unwrap();
+        assert!(ended.at >= end && ended.at == wal.end(1));
+        wal.compare_with(1, &server.data_dir());
+    }
+}
+
+#[test]
+fn the_slot_is_never_ahead_of_what_is_durable() {
+    for major in MAJORS {
+        let server = start_writing(major, &[("fsync", "off")]);
+        let wal = MemoryWal::new();
+        let receiving = Receiving::start(target(&server), &wal);
+        receiving.wait_stored(1, write(&server));
+        wal.gate.send_replace(false);
+        for _ in 0..30 {
+            write(&server);
+        }
+        let end = write(&server);
+        let facts = wait_for("a slot that holds back WAL", WITHIN, || {
+            let facts = check_slot(&target(&server)).unwrap().unwrap();
+            facts
+                .behind_bytes
+                .is_some_and(|bytes| bytes > 20 << 20)
+                .then_some(facts)
+        })
+        .unwrap();
+        assert!(facts.is_active && !facts.is_lost(), "{facts:?}");
+        assert!(facts.restart_lsn.unwrap() <= wal.end(1), "{facts:?}");
+        wal.gate.send_replace(true);
+        receiving.wait_stored(1, end);
+        wait_for("the slot to move on", WITHIN, || {
+            let facts = check_slot(&target(&server)).unwrap().unwrap();
+            assert!(facts.restart_lsn.unwrap() <= wal.end(1), "{facts:?}");
+            (facts.restart_lsn.unwrap() >= end).then_some(())
+        })
+        .unwrap();
+        receiving.stop().unwrap();
+        wal.compare_with(1, &server.data_dir());
+    }
+}
+
+#[test]
+fn an_idle_server_is_known_to_be_idle_and_keeps_its_receiver() {
+    let server = start_writing(
+        15,
+        &[("fsync", "off"), ("wal_sender_timeout", "1s"), ("autovacuum", "off")],
+    );
+    let wal = MemoryWal::new();
+    let receiving = Receiving::start(target(&server), &wal);
+    let end = write(&server);
+    receiving.wait_stored(1, end);
+    let at = server
+        .psql("postgres", "SELECT clock_timestamp() + interval '3 s'")
+        .unwrap();
+    let at = chrono::DateTime::parse_from_str(&at, "%Y-%m-%d %H:%M:%S%.f%#z").unwrap();
+    // Three times as long as the server waits for an answer.
+    receiving.wait("an idle server", |event| match event {
+        WalEvent::Idle { to, server_time, .. } if *to >= end && *server_time > at => Some(()),
+        _ => None,
+    });
+    receiving.stop().unwrap();
+    assert_eq!(server.psql("postgres", "SELECT count(*) FROM t").unwrap(), "1000");
+    wal.compare_with(1, &server.data_dir());
+}
+
+#[test]
+fn what_a_failing_store_refused_comes_again() {
+    let server = start_writing(15, &[("fsync", "off")]);
+    let wal = MemoryWal::new();
+    let receiving = Receiving::start(target(&server), &wal);
+    receiving.wait_stored(1, write(&server));
+    wal.fails.store(true, Ordering::SeqCst);
+    let end = write(&server);
+    let error = receiving.ended().unwrap_err();
+    assert!(
+        matches!(error, ReceiveError::Store { .. }) && error.is_retryable(),
+        "{error}"
+    );
+    wal.fails.store(false, Ordering::SeqCst);
+    let receiving = Receiving::start(target(&server), &wal);
+    receiving.wait_stored(1, end);
+    receiving.stop().unwrap();
+    wal.compare_with(1, &server.data_dir());
+}
+
+#[test]
+fn a_promoted_standby_is_followed_to_its_timeline() {
+    for major in MAJORS {
+        let primary = start_writing(major, &[("fsync", "off"), ("wal_keep_size", "1GB")]);
+        let dir = passable_dir();
+        let data = dir.path().join("data");
+        let mut copy = Command::new(primary.bin_dir().join("pg_basebackup"));
+        run(copy
+            .args(["-R", "-c", "fast", "-d", &primary.url("postgres")])
+            .arg("-D")
+            .arg(&data));
+        give(dir.path(), &primary.data_dir());
+        let mut options = server::options(dir.path().join("socket"));
+        // What the tool wrote may be more than the server's own libpq understands.
+        let primary_conninfo = format!("host=127.0.0.1 port={} user=postgres", primary.port());
+        options.settings = vec![("primary_conninfo".to_owned(), primary_conninfo)];
+        let mut cluster = Cluster::open(binaries(major), &data, options).unwrap();
+        cluster.start().unwrap();
+        let standby = Server::of(cluster, dir);
+
+        let wal = MemoryWal::new();
+        // By its Unix socket.
+        let target = ClusterTarget::new(standby.cluster.url("postgres").unwrap());
+        let receiving = Receiving::start(target.clone(), &wal);
+        receiving.wait_stored(1, write(&primary));
+        primary.kill().unwrap();
+        standby.sql("postgres", "SELECT pg_promote()");
+        let at = receiving.wait("the new timeline", |event| match event {
+            WalEvent::Switched { from: 1, to: 2, at } => Some(*at),
+            _ => None,
+        });
+        standby.sql("postgres", WRITE);
+        let end: Lsn = standby.sql("postgres", END).parse().unwrap();
+        receiving.wait_stored(2, end);
+        receiving.stop().unwrap();
+        assert_eq!(wal.end(1), at, "the old timeline is whole");
+        let history = TimelineHistory::parse(2, &wal.histories.lock().unwrap()[&2]).unwrap();
+        assert_eq!((history.ancestors[0].timeline, history.ancestors[0].at), (1, at));
+        wal.compare_with(2, &data);
+        // A receiver that comes later goes on where that one was.
+        standby.sql("postgres", WRITE);
+        let end: Lsn = standby.sql("postgres", END).parse().unwrap();
+        let receiving = Receiving::start(target, &wal);
+        receiving.wait_stored(2, end);
+        receiving.stop().unwrap();
+        wal.compare_with(2, &data);
+    }
+}
+
+#[test]
+fn the_wal_of_another_cluster_is_refused() {
+    let server = start_writing(15, &[("fsync", "off")]);
+    let own = probe(&target(&server)).unwrap().system_identifier;
+    let wal = MemoryWal::new();
+    let other = SystemIdentifier(own.0 ^ 1);
+    let error = Receiving::start_expecting(target(&server), &wal, Some(other))
+        .ended()
+        .unwrap_err();
+    assert!(
+        matches!(error, ReceiveError::OtherSystem { expected, found, .. } if (expected, found) == (other, own)),
+        "{error}"
+    );
+    assert!(!error.is_retryable());
+    assert!(wal.pieces.lock().unwrap().is_empty());
+    assert_eq!(
+        check_slot(&target(&server)).unwrap(),
+        None,
+        "nothing was made on the other cluster"
+    );
+}
+
+/// Ends what the server keeps of its WAL.
+fn recycle(server: &Postgres) {
+    for _ in 0..4 {
+        write(server);
+        server.psql("postgres", "SELECT pg_switch_wal()").unwrap();
+        server.psql("postgres", "CHECKPOINT").unwrap();
+    }
+}
+
+fn gap(receiving: &Receiving) -> (Lsn, Lsn) {
+    receiving.wait("a gap", |event| match event {
+        WalEvent::Gap { timeline: 1, from, to } => Some((*from, *to)),
+        _ => None,
+    })
+}
+
+fn reason(receiving: &Receiving) -> String {
+    receiving.wait("a lost slot", |event| match event {
+        WalEvent::SlotLost { reason, .. } => Some(reason.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_dropped_slot_and_the_gap_behind_it_are_told() {
+    for major in MAJORS {
+        let server = start_writing(
+            major,
+            &[("fsync", "off"), ("max_wal_size", "32MB"), ("min_wal_size", "32MB")],
+        );
+        let wal = MemoryWal::new();
+        let receiving = Receiving::start(target(&server), &wal);
+        receiving.wait_stored(1, write(&server));
+        let ended = receiving.stop().unwrap();
+        wait_for("the receiver's end on the server", WITHIN, || {
+            let facts = check_slot(&target(&server)).unwrap().unwrap();
+            (!facts.is_active).then_some(())
+        })
+        .unwrap();
+        server
+            .psql("postgres", "SELECT pg_drop_replication_slot('strongroom')")
+            .unwrap();
+        assert_eq!(check_slot(&target(&server)).unwrap(), None);
+        recycle(&server);
+        let receiving = Receiving::start(target(&server), &wal);
+        assert!(reason(&receiving).contains("no such slot"));
+        let (from, to) = gap(&receiving);
+        assert_eq!(from, ended.at);
+        assert!(to > from && to.0 % (16 << 20) == 0);
+        receiving.wait_stored(1, write(&server));
+        receiving.stop().unwrap();
+        let pieces = wal.pieces.lock().unwrap();
+        assert!(pieces.iter().all(|(piece, _)| piece.to <= from || piece.from >= to));
+    }
+}
+
+#[test]
+fn a_slot_that_the_server_gave_up_is_made_anew() {
+    for major in MAJORS {
+        let settings = [
+            ("fsync", "off"),
+            ("max_wal_size", "32MB"),
+            ("min_wal_size", "32MB"),
+            ("max_slot_wal_keep_size", "1MB"),
+        ];
+        let server = start_writing(major, &settings);
+        let wal = MemoryWal::new();
+        let receiving = Receiving::start(target(&server), &wal);
+        receiving.wait_stored(1, write(&server));
+        let ended = receiving.stop().unwrap();
+        recycle(&server);
+        assert!(check_slot(&target(&server)).unwrap().unwrap().is_lost());
+        let receiving = Receiving::start(target(&server), &wal);
+        let reason = reason(&receiving);
+        assert!(reason.contains("slot"), "{reason}");
+        assert_eq!(gap(&receiving).0, ended.at);
+        receiving.wait_stored(1, write(&server));
+        receiving.stop().unwrap();
+    }
+}
