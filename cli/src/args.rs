@@ -3,14 +3,18 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
+use strongroom_proto::wal::{Leave, RecoveryTarget};
 use strongroom_proto::{BackupType, JobStatus, TargetKind, TargetName};
 
+use crate::commands::annotate::AnnotateArgs;
 use crate::commands::catalog::CatalogCommand;
 use crate::commands::diff::DiffArgs;
 use crate::commands::find::FindArgs;
 use crate::commands::keys::KeysCommand;
 use crate::commands::rescue::RescueArgs;
+use crate::commands::timeline::TimelineArgs;
 use crate::commands::vault::VaultCommand;
+use crate::commands::wal::WalCommand;
 use crate::vault_access::{IdentityArgs, StoreArgs};
 use crate::{demo, standalone};
 
@@ -53,6 +57,10 @@ pub(crate) enum Command {
     Find(FindArgs),
     /// Show what changed between two backups
     Diff(DiffArgs),
+    /// Show what can be recovered of a target, and what happened to it
+    Timeline(TimelineArgs),
+    /// Write something on a target's timeline
+    Annotate(AnnotateArgs),
     /// Prove that a backup restores
     Verify(VerifyArgs),
     /// Manage schedules
@@ -75,6 +83,9 @@ pub(crate) enum Command {
     Keys(KeysCommand),
     /// List, verify and restore with a vault and an identity alone
     Rescue(RescueArgs),
+    /// Store one WAL file or get one back: for archive_command and restore_command
+    #[command(subcommand)]
+    Wal(WalCommand),
     /// Refill the catalog from a vault
     #[command(subcommand)]
     Catalog(CatalogCommand),
@@ -178,12 +189,45 @@ pub(crate) struct RestoreArgs {
     /// Files: change nothing, and show what would be changed
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Clusters: the moment to recover to; BACKUP may then be a target's name, and the right base backup is chosen. A
+    /// time with its zone (2026-11-21T14:03:05Z), a place in WAL (0/16B3740), xid:NUMBER, name:RESTORE_POINT, latest,
+    /// or immediate
+    #[arg(long, value_name = "MOMENT")]
+    pub(crate) to: Option<RecoveryTarget>,
+    /// Clusters: what is left behind: stopped, running (a server on a private port), or unstarted [default: stopped]
+    #[arg(long, value_name = "STATE", value_parser = leave)]
+    pub(crate) leave: Option<Leave>,
+    /// Clusters: where the tablespace of this number goes; may be given several times
+    #[arg(long = "tablespace", value_name = "OID=FOLDER", value_parser = tablespace)]
+    pub(crate) tablespaces: Vec<(u32, String)>,
+    /// Clusters: only this table, as database.schema.table, into a file at the destination; may be given several times
+    #[arg(long = "table", value_name = "TABLE")]
+    pub(crate) tables: Vec<String>,
+    /// Say what the restore would do, and do nothing
+    #[arg(long, conflicts_with_all = ["dry_run", "wait"])]
+    pub(crate) preview: bool,
     /// Wait until the restore has ended, and show how far it is
     #[arg(long)]
     pub(crate) wait: bool,
     /// Print JSON: the API's answer, or with --wait the job at its end
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn leave(text: &str) -> Result<Leave, String> {
+    match text {
+        "stopped" => Ok(Leave::Stopped),
+        "running" => Ok(Leave::Running),
+        "unstarted" => Ok(Leave::Unstarted),
+        _ => Err("known are stopped, running and unstarted".to_owned()),
+    }
+}
+
+fn tablespace(text: &str) -> Result<(u32, String), String> {
+    text.split_once('=')
+        .and_then(|(oid, folder)| Some((oid.parse().ok()?, folder.to_owned())))
+        .filter(|(_, folder)| !folder.is_empty())
+        .ok_or_else(|| "write it as OID=FOLDER, e.g. 16400=/srv/fast".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -409,6 +453,22 @@ pub(crate) struct TargetAddArgs {
     /// postgres: from which size a table becomes a stream of its own
     #[arg(long, value_name = "BYTES")]
     pub(crate) large_table_bytes: Option<u64>,
+    /// postgres: logical_dump for one database, physical_basebackup for the whole cluster with its WAL, so that any
+    /// moment can be recovered [default: logical_dump]
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) method: Option<String>,
+    /// Clusters: the replication slot [default: strongroom_ and the target's name]
+    #[arg(long, value_name = "SLOT")]
+    pub(crate) slot: Option<String>,
+    /// Clusters: how long WAL waits for its segment to be full before it is stored [default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) wal_interval_seconds: Option<u64>,
+    /// Clusters: how much of the files is read in a second at most
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_rate_bytes: Option<u64>,
+    /// Clusters: how WAL comes: stream through the slot, or push by the server's archive_command [default: stream]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) wal: Option<String>,
     /// files: the tree
     #[arg(long, value_name = "PATH")]
     pub(crate) path: Option<PathBuf>,

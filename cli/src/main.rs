@@ -20,6 +20,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use args::Cli;
+use commands::wal;
+use strongroom_runtime::entry::one_line;
 
 /// How long blocking work may go on after the command has ended.
 const BLOCKING_WORK: std::time::Duration = std::time::Duration::from_secs(2);
@@ -27,8 +29,14 @@ const BLOCKING_WORK: std::time::Duration = std::time::Duration::from_secs(2);
 const EXIT_WARNING: u8 = 2;
 
 fn main() -> ExitCode {
+    // Its failures must not have an exit code.
+    let is_fetch = wal::is_fetch(std::env::args_os());
+    if is_fetch {
+        wal::on_panic();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(error) if is_fetch && error.use_stderr() => wal::by_signal(&error.to_string()),
         Err(error) => {
             // clap's own code for a wrong call is 2, which means a warning here.
             let code = if error.use_stderr() {
@@ -43,12 +51,16 @@ fn main() -> ExitCode {
     strongroom_runtime::entry::install_tls_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
+        Err(error) if is_fetch => wal::by_signal(&format!("start the runtime: {error}")),
         Err(error) => {
             eprintln!("strongroom: start the runtime: {error}");
             return ExitCode::FAILURE;
         }
     };
     let result = runtime.block_on(Box::pin(commands::run(cli)));
+    if is_fetch && let Err(error) = &result {
+        wal::by_signal(&render::safe(&one_line(error.as_ref())));
+    }
     // Blocking work that did not see its end does not keep the process.
     runtime.shutdown_timeout(BLOCKING_WORK);
     match result {

@@ -62,7 +62,8 @@ impl StoreArgs {
         open(&self.named(url)).await
     }
 
-    fn named(&self, url: &str) -> StoreConfig {
+    /// The store at this URL, reached as the flags and variables say.
+    pub(crate) fn named(&self, url: &str) -> StoreConfig {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let endpoint = self
             .s3_endpoint

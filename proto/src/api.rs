@@ -1,10 +1,13 @@
 //! The HTTP API: requests, answers, problems. The CLI speaks the same types.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::receipt::{Git, Integrity, ValidationMethod};
+use crate::wal::Leave;
 use crate::{
     Attempt, BackupId, BackupType, JobId, JobKind, JobStatus, Progress, RestorePointId, ScheduleId, TargetKind,
     TargetName,
@@ -77,7 +80,8 @@ pub struct VerifyCreated {
     pub estimated_duration: String,
 }
 
-/// `POST /api/v1/restore/create`. One of `backup_id`, `backup_job_id` and `restore_point_id` is required.
+/// `POST /api/v1/restore/create`. One of `backup_id`, `backup_job_id` and `restore_point_id` is required, or `to` with
+/// one name in `targets`.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRestore {
@@ -120,6 +124,19 @@ pub struct CreateRestore {
     /// Files: whether nothing is changed and `GET /api/v1/jobs/{id}/changes` says what would be.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
+    /// Clusters: the moment to recover to, as a time with its zone, a place in WAL (`0/16B3740`), `xid:NUMBER`,
+    /// `name:RESTORE_POINT`, `latest` or `immediate`. With it, `targets` may name the one target instead of a backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Clusters: what is left behind; `stopped` where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leave: Option<Leave>,
+    /// Clusters: where tablespaces go, by number (OID).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tablespaces: BTreeMap<u32, String>,
+    /// Clusters: only these tables, as `database.schema.table`, each into a file of its own at the destination.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<String>,
 }
 
 impl std::fmt::Debug for CreateRestore {
@@ -132,6 +149,7 @@ impl std::fmt::Debug for CreateRestore {
             .field("destination", &self.destination.as_deref().map(without_password))
             .field("in_place", &self.in_place)
             .field("dry_run", &self.dry_run)
+            .field("to", &self.to)
             .finish_non_exhaustive()
     }
 }
@@ -172,6 +190,9 @@ pub struct RestoreCreated {
     pub status: JobStatus,
     /// What is known of the backup before it is restored.
     pub validation_results: Vec<ValidationResult>,
+    /// What was decided and is worth knowing, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What is known of a backup before it is restored.
@@ -450,7 +471,7 @@ pub struct Health {
     /// Version of the software.
     pub version: String,
     /// What it needs, and whether that answers: `catalog`, `nats`.
-    pub checks: std::collections::BTreeMap<String, String>,
+    pub checks: BTreeMap<String, String>,
 }
 
 /// An error, as `application/problem+json` (RFC 9457).

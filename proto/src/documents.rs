@@ -11,7 +11,7 @@ use crate::manifest::Entry;
 use crate::receipt::{BackupReceipt, RestoreReceipt, VerificationReceipt};
 use crate::restore::RestoreChanges;
 use crate::work::WorkMessage;
-use crate::{api, events, subjects};
+use crate::{api, events, subjects, timeline};
 
 /// The OpenAPI document, as it is served.
 pub const OPENAPI: &str = include_str!("../schemas/openapi.json");
@@ -245,6 +245,30 @@ fn openapi() -> Value {
             schema(subschema::<api::CreateRestore>),
             "201",
             schema(subschema::<api::RestoreCreated>),
+        ),
+        operation(
+            "post",
+            "/api/v1/restore/preview",
+            "Say what a restore would do; nothing is touched.",
+            schema(subschema::<api::CreateRestore>),
+            "200",
+            schema(subschema::<timeline::RestorePreview>),
+        ),
+        operation(
+            "get",
+            "/api/v1/targets/{name}/timeline",
+            "What can be recovered of a target, and what happened to it.",
+            None,
+            "200",
+            schema(subschema::<timeline::TargetTimeline>),
+        ),
+        operation(
+            "post",
+            "/api/v1/targets/{name}/annotations",
+            "Write something on a target's timeline.",
+            schema(subschema::<timeline::CreateAnnotation>),
+            "201",
+            schema(subschema::<timeline::Annotation>),
         ),
         operation("get", "/api/v1/jobs/{id}", "One job.", None, "200", job.clone()),
         operation(

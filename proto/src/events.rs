@@ -156,7 +156,7 @@ pub struct RestoreFailed {
 /// Something needs a person.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Alert {
-    /// What about: `dead_letter`, `verification_failed`, `trigger_refused`.
+    /// What about: `dead_letter`, `verification_failed`, `trigger_refused`, or what is wrong with a target's WAL.
     pub subject: String,
     /// What happened and what to do, in plain words.
     pub message: String,
@@ -165,6 +165,9 @@ pub struct Alert {
     pub job_id: Option<JobId>,
     /// The target, as a list of one, or empty.
     pub targets: Vec<TargetName>,
+    /// Whether what an earlier alert of this subject and target told is right again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resolved: bool,
 }
 
 impl Fact {

@@ -15,6 +15,7 @@ pub mod manifest;
 pub mod receipt;
 pub mod restore;
 pub mod subjects;
+pub mod timeline;
 pub mod wal;
 pub mod work;
 

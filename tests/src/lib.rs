@@ -116,6 +116,12 @@ impl Fleet {
         self
     }
 
+    /// Takes all targets out, for services that are started from now on.
+    pub fn clear_targets(&mut self) -> &mut Self {
+        self.targets.clear();
+        self
+    }
+
     /// Changes a setting of the services that are started from now on.
     pub fn set(&mut self, key: &str, value: impl Into<String>) -> &mut Self {
         self.settings.insert(key.to_owned(), value.into());

@@ -15,8 +15,9 @@ pub(crate) enum CatalogCommand {
     /// Refill the catalog from the receipts in a vault
     ///
     /// It takes the catalog's database, which may be new and empty, and the vault, and no key. What the catalog knows
-    /// already stays as it is, so it may be run again, and while everything runs. Schedules, restore points, the audit log
-    /// and how long backups are kept are not in the vault. Exit code 2 when a receipt could not be trusted and was left out.
+    /// already stays as it is, so it may be run again, and while everything runs. Schedules, restore points, the audit log,
+    /// annotations and how long backups are kept are not in the vault; where timelines of a cluster part comes back when its WAL is
+    /// received again. Exit code 2 when a receipt could not be trusted and was left out.
     Rebuild(RebuildArgs),
 }
 
@@ -35,6 +36,8 @@ struct Rebuilt {
     backups: Counts,
     verifications: Counts,
     restores: Counts,
+    /// Pieces of WAL that the vault holds.
+    wal_pieces: u64,
     left_out: Vec<LeftOut>,
 }
 
@@ -61,6 +64,10 @@ pub(crate) async fn run(loaded: &Loaded, command: CatalogCommand) -> anyhow::Res
     // The oldest first, as they came.
     for id in vault.backups().await? {
         rebuilt.take_backup(&catalog, &vault, &id).await?;
+    }
+    for (system, pieces) in vault.stored_wal().await? {
+        catalog.add_stored_wal(vault.id(), system, &pieces).await?;
+        rebuilt.wal_pieces += pieces.len() as u64;
     }
     if args.json {
         render::print(&serde_json::to_string_pretty(&rebuilt)?)?;
@@ -160,6 +167,9 @@ fn text(rebuilt: &Rebuilt) -> String {
         ("restores", &rebuilt.restores),
     ] {
         lines.push(format!("{name}: {} added, {} known before", counts.added, counts.known));
+    }
+    if rebuilt.wal_pieces > 0 {
+        lines.push(format!("WAL: {} pieces in the vault", rebuilt.wal_pieces));
     }
     for left_out in &rebuilt.left_out {
         lines.push(format!(

@@ -1,5 +1,6 @@
 //! One module a command, each: ask the API, print the answer, tell the exit code.
 
+pub(crate) mod annotate;
 pub(crate) mod backup;
 pub(crate) mod catalog;
 mod check;
@@ -13,15 +14,18 @@ pub(crate) mod keys;
 mod left_out;
 mod list;
 mod named;
+mod preview;
 pub(crate) mod receipt;
 pub(crate) mod rescue;
 mod restore;
 mod schedule;
 mod status;
 pub(crate) mod target;
+pub(crate) mod timeline;
 pub(crate) mod vault;
 mod verify;
 mod version;
+pub(crate) mod wal;
 
 use std::process::ExitCode;
 
@@ -78,9 +82,12 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::List(args) => Box::pin(list::run(&load()?, args)).await?,
         Command::Find(args) => Box::pin(find::run(&load()?, args)).await?,
         Command::Diff(args) => Box::pin(diff::run(&load()?, args)).await?,
+        Command::Wal(command) => return Box::pin(wal::run(command)).await,
         Command::Rescue(args) => Box::pin(rescue::run(args)).await?,
         Command::Keys(command) => Box::pin(keys::run(&load()?, command)).await?,
         Command::Catalog(command) => Box::pin(catalog::run(&load()?, command)).await?,
+        Command::Timeline(args) => Box::pin(timeline::run(&client(&load()?)?, args)).await?,
+        Command::Annotate(args) => Box::pin(annotate::run(&client(&load()?)?, args)).await?,
         Command::Verify(args) => Box::pin(verify::run(&client(&load()?)?, args)).await?,
         Command::Schedule(command) => Box::pin(schedule::run(&client(&load()?)?, command)).await?,
         Command::Job(command) => Box::pin(job::run(&client(&load()?)?, command)).await?,

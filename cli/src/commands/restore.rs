@@ -3,10 +3,10 @@
 use anyhow::{Context as _, bail};
 use strongroom_proto::api::{CreateRestore, JobView, RestoreCreated, without_password};
 use strongroom_proto::restore::RestoreChanges;
-use strongroom_proto::{JobStatus, TargetKind};
+use strongroom_proto::{BackupId, JobId, JobStatus, TargetKind, TargetName};
 
 use super::named::{Named, Newest, find};
-use super::{Outcome, end_of_job, outcome_of, print_json};
+use super::{Outcome, end_of_job, outcome_of, preview, print_json};
 use crate::args::RestoreArgs;
 use crate::client::{Answer, Client, ClientError};
 use crate::render;
@@ -15,14 +15,19 @@ use crate::wait::{Waited, wait_for};
 pub(crate) async fn run(client: &Client, args: RestoreArgs) -> anyhow::Result<Outcome> {
     let destination = match args.destination.as_deref() {
         Some(destination) => Some(value_or_file(destination)?),
-        None if args.in_place => None,
+        None if args.in_place || args.preview => None,
         None => bail!(
             "say where to restore to: --destination postgres://user@host/database for a database, \
-             --destination /path for files, or --in-place for files where they were; a restore never guesses"
+             --destination /path for files or a cluster, or --in-place for files where they were; a restore never \
+             guesses"
         ),
     };
     let (text, targets) = which(args.backup.as_deref(), args.targets)?;
-    let named = find(client, &text, Newest::Verified).await?;
+    // With a moment, a target's name stands for whatever base backup reaches it.
+    let (named, targets) = match text.parse::<TargetName>() {
+        Ok(target) if args.to.is_some() && !is_id(&text) => (None, vec![target.to_string()]),
+        _ => (Some(find(client, &text, Newest::Verified).await?), targets),
+    };
     let mut request = CreateRestore {
         targets,
         destination: destination.clone(),
@@ -33,12 +38,25 @@ pub(crate) async fn run(client: &Client, args: RestoreArgs) -> anyhow::Result<Ou
         in_place: args.in_place,
         delete: args.delete,
         dry_run: args.dry_run,
+        to: args.to.map(|to| to.to_string()),
+        leave: args.leave,
+        tablespaces: args.tablespaces.into_iter().collect(),
+        tables: args.tables,
         ..CreateRestore::default()
     };
     match named {
-        Named::Backup(id) => request.backup_id = Some(id),
-        Named::Job(id) => request.backup_job_id = Some(id),
-        Named::RestorePoint(id) => request.restore_point_id = Some(id),
+        Some(Named::Backup(id)) => request.backup_id = Some(id),
+        Some(Named::Job(id)) => request.backup_job_id = Some(id),
+        Some(Named::RestorePoint(id)) => request.restore_point_id = Some(id),
+        None => {}
+    }
+    if args.preview {
+        let form = if args.json {
+            preview::Form::Json
+        } else {
+            preview::Form::Text
+        };
+        return preview::run(client, &request, form).await;
     }
     let created = client
         .post::<RestoreCreated>(&["api", "v1", "restore", "create"], Some(&request))
@@ -133,6 +151,11 @@ pub(crate) fn value_or_file(text: &str) -> anyhow::Result<String> {
     }
 }
 
+/// Whether a text is the id of something, and not a target's name.
+fn is_id(text: &str) -> bool {
+    text.parse::<BackupId>().is_ok() || text.parse::<JobId>().is_ok()
+}
+
 /// What names the backup, and which targets to choose of it.
 fn which(backup: Option<&str>, targets: Vec<String>) -> anyhow::Result<(String, Vec<String>)> {
     match (backup, targets.as_slice()) {
@@ -155,6 +178,9 @@ fn created_text(created: &RestoreCreated, destination: Option<&str>) -> String {
             result.backup_id,
             render::safe(&result.detail)
         ));
+    }
+    for note in &created.notes {
+        text.push_str(&format!("  {}\n", render::safe(note)));
     }
     text.push_str(&format!(
         "Expected to take: {}\n",

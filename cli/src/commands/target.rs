@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value, json};
+use strongroom_connectors::postgres::physical::{self, ClusterTarget};
 use strongroom_connectors::postgres::{self, PostgresTarget};
 use strongroom_proto::api::TargetList;
 use strongroom_proto::{TargetKind, TargetName};
-use strongroom_runtime::{Loaded, TargetBook, TargetConfig};
+use strongroom_runtime::{Loaded, TargetBook, TargetConfig, WalTransport};
 
 use super::restore::value_or_file;
 use super::{Outcome, print_json};
@@ -132,7 +133,9 @@ pub(crate) fn table(list: &TargetList) -> String {
 /// Tries to reach a target from here, and says what was found.
 async fn check_target(loaded: &Loaded, name: &TargetName, target: TargetConfig) -> anyhow::Result<String> {
     let (bin_dirs, shown) = (loaded.config.worker.pg_bin_dirs.clone(), name.clone());
+    let name = name.clone();
     let found = tokio::task::spawn_blocking(move || match target.kind {
+        TargetKind::Postgres if target.is_physical() => check_cluster(&name, &target),
         TargetKind::Postgres => check_postgres(&target, bin_dirs),
         TargetKind::Files => check_files(&target),
         TargetKind::Command => check_command(&target),
@@ -160,6 +163,41 @@ fn check_postgres(target: &TargetConfig, bin_dirs: Vec<PathBuf>) -> anyhow::Resu
         facts.server_version,
         render::bytes(facts.database_bytes),
         facts.tool_version
+    ))
+}
+
+/// Looks whether a whole cluster can be backed up: over the replication protocol, as its role.
+fn check_cluster(name: &TargetName, target: &TargetConfig) -> anyhow::Result<String> {
+    let url = target.url.as_ref().context("it has no url")?;
+    let parsed = url
+        .expose()
+        .parse()
+        .map_err(|_| anyhow::anyhow!("its url is not valid"))?;
+    let mut cluster = ClusterTarget::new(parsed);
+    cluster.password_file.clone_from(&target.password_file);
+    if target.wal_transport() == WalTransport::Stream {
+        cluster.slot = target.slot_name(name);
+    }
+    let facts = physical::probe(&cluster)?;
+    let size = facts
+        .data_bytes
+        .map(|bytes| format!(", {} on its disk", render::bytes(bytes)));
+    let incremental = match facts.summarizes_wal {
+        Some(true) => "incremental backups read what changed",
+        Some(false) => "incremental backups read everything: set summarize_wal to on for them to read what changed",
+        None => "incremental backups read everything",
+    };
+    let checksums = if facts.has_checksums {
+        ""
+    } else {
+        "; its pages have no checksums"
+    };
+    Ok(format!(
+        "reached the cluster at {url}: PostgreSQL {}, system {}, timeline {}{}; {incremental}{checksums}",
+        facts.server_version,
+        facts.system_identifier,
+        facts.timeline,
+        size.unwrap_or_default()
     ))
 }
 
@@ -276,6 +314,11 @@ fn declaration(args: TargetAddArgs) -> anyhow::Result<Value> {
             args.password_file.map(path).transpose()?.map(Value::from),
         ),
         ("large_table_bytes", args.large_table_bytes.map(Value::from)),
+        ("method", args.method.map(Value::from)),
+        ("slot", args.slot.map(Value::from)),
+        ("wal_interval_seconds", args.wal_interval_seconds.map(Value::from)),
+        ("max_rate_bytes", args.max_rate_bytes.map(Value::from)),
+        ("wal", args.wal.map(Value::from)),
         ("path", args.path.map(path).transpose()?.map(Value::from)),
         ("exclude", (!args.exclude.is_empty()).then(|| Value::from(args.exclude))),
         ("one_file_system", args.one_file_system.then_some(Value::Bool(true))),
@@ -431,6 +474,38 @@ mod tests {
     }
 
     #[test]
+    fn the_options_of_a_cluster_are_written_as_they_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let loaded = loaded(dir.path());
+        let words = "shop --kind postgres --url postgres://r@h --method physical_basebackup --slot s \
+                     --wal-interval-seconds 3 --max-rate-bytes 1000000 --wal stream";
+        let words: Vec<&str> = words.split_whitespace().collect();
+        add(&loaded, add_args(&words)).unwrap();
+        let name = "shop".parse().unwrap();
+        let target = TargetBook::new(&loaded).unwrap().get(&name).unwrap();
+        assert!(target.is_physical());
+        assert_eq!(
+            (target.slot_name(&name).as_str(), target.wal_interval().as_secs()),
+            ("s", 3)
+        );
+        assert_eq!(target.max_rate_bytes, Some(1_000_000));
+        for (words, advice) in [
+            (
+                "a --kind postgres --url postgres://r@h/d --slot s",
+                "add method: physical_basebackup",
+            ),
+            (
+                "a --kind postgres --url postgres://r@h/d --method snapshot",
+                "declare the target",
+            ),
+        ] {
+            let words: Vec<&str> = words.split_whitespace().collect();
+            let error = add(&loaded, add_args(&words)).unwrap_err();
+            assert!(format!("{error:#}").contains(advice), "{error:#}");
+        }
+    }
+
+    #[test]
     fn the_options_of_a_tree_are_written_as_they_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let loaded = loaded(dir.path());
@@ -518,6 +593,27 @@ mod tests {
         )));
         let error = check_target(&loaded, &name, database).await.unwrap_err();
         assert!(!format!("{error:#} {error:?}").contains("s3cret"), "{error:#}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_cluster_is_checked_as_it_is_backed_up_and_a_role_that_may_not_is_told() {
+        let server = strongroom_testkit::Postgres::start_major(17).unwrap();
+        server.psql("postgres", "CREATE ROLE plain LOGIN").unwrap();
+        let name: TargetName = "shop".parse().unwrap();
+        let cluster = |url: String| TargetConfig {
+            url: Some(strongroom_runtime::SecretUrl::new(url)),
+            method: Some(strongroom_runtime::PostgresMethod::PhysicalBasebackup),
+            ..TargetConfig::of_kind(TargetKind::Postgres)
+        };
+        let loaded = Loaded::defaults();
+        let found = check_target(&loaded, &name, cluster(server.url("postgres")))
+            .await
+            .unwrap();
+        let wanted = ["PostgreSQL 17", "timeline 1", "set summarize_wal to on"];
+        assert!(wanted.iter().all(|text| found.contains(text)), "{found}");
+        let plain = format!("postgres://plain@127.0.0.1:{}", server.port());
+        let error = check_target(&loaded, &name, cluster(plain)).await.unwrap_err();
+        assert!(format!("{error:#}").to_lowercase().contains("replication"), "{error:#}");
     }
 
     #[test]

@@ -375,6 +375,7 @@ impl Catalog {
                         message: format!("the backup of {} was given up: {error}", ended.target),
                         job_id: Some(id),
                         targets,
+                        resolved: false,
                     }),
                 ),
             ],
@@ -535,6 +536,7 @@ fn verification_failed(id: JobId, ended: &Ended, error: &str) -> Vec<(&'static s
         ),
         job_id: Some(id),
         targets: targets.clone(),
+        resolved: false,
     };
     let fact = VerifyFailed {
         job_id: id,

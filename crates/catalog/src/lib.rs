@@ -8,9 +8,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod annotations;
 mod audit;
 mod backups;
 mod chunks;
+mod clusters;
 mod dispatch;
 mod error;
 mod finish;
@@ -23,6 +25,8 @@ mod scenarios;
 mod schedules;
 mod status;
 mod triggers;
+mod wal;
+mod wal_streams;
 
 use std::time::Duration;
 
@@ -31,6 +35,7 @@ use sqlx::{ConnectOptions, PgPool};
 
 use audit::AuditEntry;
 pub use backups::{BackupFilter, OwedVerification};
+pub use clusters::ClusterBackup;
 pub use dispatch::{DispatchLimits, Dispatched};
 pub use error::CatalogError;
 pub use finish::{Finish, FinishedBackup, FinishedRestore, FinishedVerification};
@@ -40,6 +45,7 @@ pub use listen::Listener;
 pub use outbox::OutboxMessage;
 pub use scenarios::Scenario;
 pub use status::Totals;
+pub use wal_streams::{WalClaim, WalProgress, WalStream};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 

@@ -57,6 +57,7 @@ impl Catalog {
             message: format!("a message on {subject} started no job: {reason}"),
             job_id: None,
             targets: Vec::new(),
+            resolved: false,
         });
         outbox::put_fact(&mut tx, &format!("{}.refused", id.as_str()), &fact, None).await?;
         tx.commit().await.map_err(failed)?;

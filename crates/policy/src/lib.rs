@@ -11,6 +11,7 @@ pub mod backup_type;
 pub mod estimate;
 pub mod lifecycle;
 pub mod rate;
+pub mod recovery;
 pub mod retry;
 pub mod schedule;
 pub mod selector;

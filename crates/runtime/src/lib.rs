@@ -12,7 +12,8 @@ pub mod targets;
 pub mod telemetry;
 
 pub use config::{
-    Config, ConfigError, HookConfig, HooksConfig, LoadOptions, Loaded, Origin, Secret, SecretUrl, TargetConfig,
+    Config, ConfigError, HookConfig, HooksConfig, LoadOptions, Loaded, Origin, PostgresMethod, Secret, SecretUrl,
+    TargetConfig, WalTransport,
 };
 pub use entry::service_main;
 pub use shutdown::Shutdown;

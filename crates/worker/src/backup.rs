@@ -3,20 +3,22 @@
 //! The receipt is create-if-absent and written last. An attempt that finds another's receipt adopts it: the backup
 //! exists, and there is one of it.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::Utc;
 use strongroom_catalog::{Catalog, ClaimedJob, FinishedBackup};
-use strongroom_proto::TargetKind;
 use strongroom_proto::manifest::BackupSink;
 use strongroom_proto::receipt::{
     BACKUP_RECEIPT_SCHEMA, BackupReceipt, Git, Integrity, Method, Missing, ReceiptStatus, SourceFacts,
 };
+use strongroom_proto::{TargetKind, VaultId};
 use strongroom_runtime::Config;
 use strongroom_runtime::entry::one_line;
-use strongroom_vault::{BackupWriter, ChunkIndex, Committed, CommittedReceipt, Sealed, WriterKey};
+use strongroom_vault::{BackupWriter, ChunkIndex, Committed, CommittedReceipt, Sealed, WalWriter, WriterKey};
 
+use crate::ahead::read_ahead;
 use crate::chunks::CatalogChunks;
 use crate::{AttemptContext, Outcome, Vaulted, WatchedSink, writer_key};
 
@@ -47,6 +49,8 @@ pub struct Taken {
     pub facts: SourceFacts,
     /// What is not in the backup, and why.
     pub missing: Vec<Missing>,
+    /// What a person should know of it, for the receipt.
+    pub notes: Vec<String>,
 }
 
 /// A source that could not give everything.
@@ -80,6 +84,17 @@ impl Writing {
         })
     }
 
+    /// The vault that is written to.
+    pub fn vault_id(&self) -> VaultId {
+        self.vaulted.vault.id()
+    }
+
+    /// A writer of WAL into the same vault.
+    pub fn wal_writer(&self) -> WalWriter {
+        let (key, signer) = (self.writer_key.as_ref().clone(), self.vaulted.signer.as_ref().clone());
+        self.vaulted.vault.wal_writer(key, signer)
+    }
+
     /// Does one attempt of a backup. `take` reads the source into the sink, on a thread of its own.
     pub async fn back_up<T>(
         &self,
@@ -106,7 +121,7 @@ impl Writing {
             let (writing, job, context) = (self.clone(), job.clone(), context.clone());
             let runtime = tokio::runtime::Handle::current();
             let span = tracing::Span::current();
-            move || span.in_scope(|| writing.write(&job, &context, runtime, take))
+            move || span.in_scope(|| writing.write(&job, &context, description.method, runtime, take))
         });
         let (sealed, taken) = match written.await {
             Ok(Ok(written)) => written,
@@ -132,6 +147,7 @@ impl Writing {
         &self,
         job: &ClaimedJob,
         context: &AttemptContext,
+        method: Method,
         runtime: tokio::runtime::Handle,
         take: T,
     ) -> Result<(Sealed, Taken), TakeError>
@@ -151,14 +167,27 @@ impl Writing {
             runtime,
         )
         .map_err(writer_failed)?;
-        if job.target_kind == TargetKind::Files {
+        let is_tree = job.target_kind == TargetKind::Files;
+        if is_tree || method == Method::PhysicalBasebackup {
             let vault = self.vaulted.vault.id();
             // A target's name has no tilde.
             let name = job.target.as_str().replace('/', "~");
-            let path = self.cache_dir.join(vault.to_string()).join(format!("{name}.files"));
+            let kind = if is_tree { "files" } else { "pages" };
+            let path = self.cache_dir.join(vault.to_string()).join(format!("{name}.{kind}"));
             writer = writer.with_cache(&path, &self.writer_key);
         }
-        let taken = take(&mut WatchedSink::new(&mut writer, context), context)?;
+        let taken = if is_tree && writer.knows_earlier_files() {
+            // It is asked about nearly every file, and mostly there is nothing to read.
+            take(&mut WatchedSink::new(&mut writer, context), context)?
+        } else {
+            let take = |sink: &mut dyn BackupSink| take(&mut WatchedSink::new(sink, context), context);
+            let write_failed = |error: std::io::Error| TakeError {
+                // Somebody has to free space first.
+                retryable: !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
+                message: one_line(&error),
+            };
+            read_ahead(&mut writer, take, write_failed)?
+        };
         let sealed = writer.finish().map_err(writer_failed)?;
         Ok((sealed, taken))
     }
@@ -193,7 +222,11 @@ impl Writing {
             integrity: Integrity::UNPROVEN,
             git,
             operator: job.operator.clone(),
-            notes: text("description"),
+            notes: std::iter::once(text("description"))
+                .chain(taken.notes)
+                .filter(|note| !note.is_empty())
+                .collect::<Vec<_>>()
+                .join("; "),
             vault_id: self.vaulted.vault.id(),
             job_id: job.id,
             attempt: job.attempt,

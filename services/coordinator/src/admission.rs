@@ -4,17 +4,24 @@ use chrono::{DateTime, Duration, Utc};
 use serde_json::json;
 use strongroom_catalog::{CatalogError, CreateOutcome, JobRequest, Origin};
 use strongroom_policy::backup_type;
+use strongroom_policy::recovery::Refused;
 use strongroom_policy::selector::{self, SelectError};
 use strongroom_proto::api::{BackupView, CreateBackup, CreateRestore};
 use strongroom_proto::events::{Ask, ScenarioDeployed, SchemaUpdated};
+use strongroom_proto::timeline::{Annotation, AnnotationKind, RestorePreview};
 use strongroom_proto::{BackupId, BackupType, JobId, JobKind, TargetKind, TargetName};
 
 use strongroom_runtime::TargetConfig;
 
+use crate::recovery::Recovering;
+use crate::restores::Form;
 use crate::{Coordinator, restores};
 
 /// The pool whose workers verify: they need the vault and scratch space, not the target.
 const VERIFY_POOL: &str = "default";
+
+/// Where a server listens whose URL does not say.
+const POSTGRES_PORT: u16 = 5432;
 
 /// The longest retention, a hundred years.
 const RETENTION_DAYS_MAX: u32 = 36_500;
@@ -31,16 +38,94 @@ pub(crate) enum Refusal {
     /// What it is about does not exist.
     #[error("{0}")]
     NotFound(String),
+    /// A moment cannot be recovered.
+    #[error(transparent)]
+    Recovery(#[from] Refused),
     /// The catalog did not come through.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+}
+
+/// A restore as it is to be done.
+pub(crate) struct Restoring {
+    /// The backup that is restored.
+    pub(crate) backup: BackupView,
+    /// Of a base backup of a cluster: how it is recovered.
+    pub(crate) recovering: Option<Recovering>,
+}
+
+impl Restoring {
+    fn form(&self) -> Form {
+        match (&self.recovering, self.backup.target_kind) {
+            (Some(_), _) => Form::Cluster,
+            (None, TargetKind::Postgres) => Form::Database,
+            (None, kind) => Form::Tree(kind),
+        }
+    }
 }
 
 impl Coordinator {
     /// Creates the jobs that a trigger asks for, and sees to their dispatch.
     pub(crate) async fn admit(&self, ask: &Ask, origin: &Origin) -> Result<CreateOutcome, Refusal> {
         let requests = self.requests(ask).await?;
-        self.create(origin, &requests).await
+        let outcome = self.create(origin, &requests).await?;
+        self.note_on_timelines(ask, origin, &requests).await?;
+        Ok(outcome)
+    }
+
+    /// Writes deployments and schema changes on the timelines of the targets that they are about; a repetition of the
+    /// trigger writes them again where that did not come about.
+    async fn note_on_timelines(&self, ask: &Ask, origin: &Origin, requests: &[JobRequest]) -> Result<(), Refusal> {
+        let (kind, text) = match ask {
+            Ask::Backup(_) => return Ok(()),
+            Ask::Scenario(deployed) => {
+                let version = deployed.version.as_ref().map(|version| format!(", version {version}"));
+                let commit = deployed.git.as_ref().map(|git| format!(", commit {}", git.sha));
+                let more = [version, commit].into_iter().flatten().collect::<String>();
+                (AnnotationKind::Deploy, format!("deployed {}{more}", deployed.scenario))
+            }
+            Ask::Schema(changed) => {
+                let databases: Vec<&str> = changed
+                    .database
+                    .iter()
+                    .chain(&changed.databases)
+                    .map(String::as_str)
+                    .collect();
+                let of = if databases.is_empty() {
+                    String::new()
+                } else {
+                    format!(" of {}", databases.join(", "))
+                };
+                (AnnotationKind::Schema, format!("schema{of} changed"))
+            }
+        };
+        let annotation = Annotation {
+            at: Utc::now(),
+            kind,
+            text,
+            source: origin.door.clone(),
+        };
+        let mut targets: Vec<TargetName> = requests.iter().map(|request| request.target.clone()).collect();
+        if kind == AnnotationKind::Schema {
+            targets.extend(self.clusters_beside(&targets));
+        }
+        for target in targets {
+            let key = origin.trigger.as_ref().map(|id| format!("{}/{target}", id.as_str()));
+            self.catalog.annotate(&target, &annotation, key.as_deref()).await?;
+        }
+        Ok(())
+    }
+
+    /// The targets that are whole clusters on the servers of these ones, beside them.
+    fn clusters_beside(&self, targets: &[TargetName]) -> Vec<TargetName> {
+        let all = self.targets.all();
+        let (named, others): (Vec<_>, Vec<_>) = all.iter().partition(|(name, _)| targets.contains(name));
+        let servers: Vec<_> = named.iter().filter_map(|(_, target)| server_of(target)).collect();
+        others
+            .into_iter()
+            .filter(|(_, target)| target.is_physical() && server_of(target).is_some_and(|at| servers.contains(&at)))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// The jobs that a trigger asks for.
@@ -74,7 +159,7 @@ impl Coordinator {
         Ok(outcome)
     }
 
-    async fn backups(&self, ask: &CreateBackup) -> Result<Vec<JobRequest>, Refusal> {
+    pub(crate) async fn backups(&self, ask: &CreateBackup) -> Result<Vec<JobRequest>, Refusal> {
         let known = self.known_targets().await?;
         let kinds: Vec<(TargetName, TargetKind)> =
             known.iter().map(|(name, target)| (name.clone(), target.kind)).collect();
@@ -207,8 +292,34 @@ impl Coordinator {
         }
     }
 
-    /// A restore job for a request.
-    pub(crate) async fn restore_request(&self, ask: &CreateRestore) -> Result<(JobRequest, BackupView), Refusal> {
+    /// What a request for a restore means, before anything is made of it.
+    pub(crate) async fn restoring(&self, ask: &CreateRestore) -> Result<Restoring, Refusal> {
+        let named = (&ask.backup_id, ask.backup_job_id, ask.restore_point_id);
+        if let ((None, None, None), Some(_), [target]) = (named, &ask.to, ask.targets.as_slice()) {
+            return self.moment_of_target(ask, target).await;
+        }
+        let backup = self.named_backup(ask).await?;
+        let recovering = match self.catalog.cluster_backup(&backup.backup_id).await? {
+            Some(base) => Some(self.recover(ask, &backup.target, Some(&base)).await?),
+            None => None,
+        };
+        Ok(Restoring { backup, recovering })
+    }
+
+    /// A moment of a target: which base backup it is reached from follows.
+    async fn moment_of_target(&self, ask: &CreateRestore, target: &str) -> Result<Restoring, Refusal> {
+        let target: TargetName = target.parse().map_err(|error| Refusal::Invalid(format!("{error}")))?;
+        self.check_known(&target).await?;
+        let recovering = self.recover(ask, &target, None).await?;
+        let chosen = recovering.plan.as_ref().map(|plan| plan.backup_id.to_string());
+        let backup = self.find_backup(&chosen.unwrap_or_default()).await?;
+        Ok(Restoring {
+            backup,
+            recovering: Some(recovering),
+        })
+    }
+
+    async fn named_backup(&self, ask: &CreateRestore) -> Result<BackupView, Refusal> {
         let backup = match (&ask.backup_id, ask.backup_job_id, ask.restore_point_id) {
             (Some(id), None, None) => self.find_backup(id.as_str()).await?,
             (None, Some(id), None) => self.find_backup(&id.to_string()).await?,
@@ -230,7 +341,9 @@ impl Coordinator {
             }
             _ => {
                 return Err(Refusal::Invalid(
-                    "name one of backup_id, backup_job_id and restore_point_id: that is what is restored".into(),
+                    "name one of backup_id, backup_job_id and restore_point_id, or to and one of targets: that is what \
+                     is restored"
+                        .into(),
                 ));
             }
         };
@@ -240,17 +353,25 @@ impl Coordinator {
                 backup.backup_id, backup.target
             )));
         }
-        let destination = restores::check(ask, backup.target_kind)?;
+        Ok(backup)
+    }
+
+    /// A restore job for a request.
+    pub(crate) async fn restore_request(&self, ask: &CreateRestore) -> Result<(JobRequest, Restoring), Refusal> {
+        let restoring = self.restoring(ask).await?;
+        let backup = &restoring.backup;
+        let destination = restores::check(ask, restoring.form())?;
         let known = self.known_targets().await?;
         let pool = known
             .into_iter()
             .find(|(name, _)| *name == backup.target)
             .map_or_else(|| VERIFY_POOL.to_owned(), |(_, target)| target.pool);
+        let recovery = restoring.recovering.as_ref().map(|recovering| &recovering.recovery);
         let request = JobRequest {
             kind: JobKind::Restore,
             backup_id: backup.backup_id.clone(),
-            params: restores::params(ask, destination.as_deref()),
-            metadata: restores::metadata(ask),
+            params: restores::params(ask, destination.as_deref(), recovery),
+            metadata: restores::metadata(ask, recovery),
             secret: destination,
             ..backup_request(
                 backup.target.clone(),
@@ -260,7 +381,18 @@ impl Coordinator {
                 Utc::now(),
             )
         };
-        Ok((request, backup))
+        Ok((request, restoring))
+    }
+
+    /// What a restore would do.
+    pub(crate) async fn preview(&self, ask: &CreateRestore) -> Result<RestorePreview, Refusal> {
+        let restoring = self.restoring(ask).await?;
+        if ask.destination.is_some() || ask.in_place {
+            restores::check(ask, restoring.form())?;
+        }
+        let estimate = self.estimate(JobKind::Restore, &restoring.backup.target).await?;
+        let source = self.catalog.source_facts(&restoring.backup.backup_id).await?;
+        Ok(restores::preview(ask, restoring, source, estimate))
     }
 }
 
@@ -272,6 +404,12 @@ pub(crate) fn check_retention(days: Option<u32>) -> Result<(), Refusal> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// The host and the port of a target's server.
+fn server_of(target: &TargetConfig) -> Option<(String, u16)> {
+    let url = url::Url::parse(target.url.as_ref()?.expose()).ok()?;
+    Some((url.host_str()?.to_owned(), url.port().unwrap_or(POSTGRES_PORT)))
 }
 
 /// The database that a URL names.

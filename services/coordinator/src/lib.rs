@@ -7,8 +7,10 @@
 
 mod admission;
 mod dispatcher;
+mod gaps;
 mod http;
 mod reconcile;
+mod recovery;
 mod restores;
 mod schedules;
 mod triggers;

@@ -1,5 +1,5 @@
 //! The reconciler: a timed full scan without input that repairs whatever events missed: expired leases, lost work
-//! messages, verifications that are owed.
+//! messages, verifications that are owed, holes in WAL.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use strongroom_runtime::entry::one_line;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::Coordinator;
 use crate::admission::Refusal;
+use crate::{Coordinator, gaps};
 
 /// An attempt that nobody claimed for so long may have lost its message.
 const UNCLAIMED_SECONDS: u32 = 20;
@@ -33,9 +33,10 @@ pub(crate) async fn run(coordinator: &Coordinator, stop: &CancellationToken) {
     let grace = lease.min(Duration::from_secs(10)) + interval;
     let mut leases_count_from = Instant::now() + grace;
     let mut trim_next = Instant::now();
+    let mut holes = gaps::Seen::default();
     loop {
         let trim = Instant::now() >= trim_next;
-        match scan(coordinator, Instant::now() >= leases_count_from, trim).await {
+        match scan(coordinator, &mut holes, Instant::now() >= leases_count_from, trim).await {
             Ok(()) if trim => trim_next = Instant::now() + Duration::from_secs(3600),
             Ok(()) => {}
             Err(error) => {
@@ -61,7 +62,7 @@ pub(crate) async fn run(coordinator: &Coordinator, stop: &CancellationToken) {
     }
 }
 
-async fn scan(coordinator: &Coordinator, leases: bool, trim: bool) -> Result<(), Refusal> {
+async fn scan(coordinator: &Coordinator, holes: &mut gaps::Seen, leases: bool, trim: bool) -> Result<(), Refusal> {
     if leases {
         expire_leases(coordinator).await?;
     }
@@ -70,6 +71,7 @@ async fn scan(coordinator: &Coordinator, leases: bool, trim: bool) -> Result<(),
     if coordinator.loaded.config.coordinator.verify_after_backup {
         ask_for_verifications(coordinator).await?;
     }
+    gaps::close(coordinator, holes).await?;
     if trim {
         coordinator.catalog.trim_outbox(OUTBOX_DAYS).await?;
     }

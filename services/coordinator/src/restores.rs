@@ -1,29 +1,79 @@
 //! What a request for a restore may ask for, and how the restorer is told.
 
+use std::path::{Component, Path};
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use strongroom_proto::TargetKind;
 use strongroom_proto::api::{CreateRestore, without_password};
+use strongroom_proto::receipt::{Method, SourceFacts};
+use strongroom_proto::timeline::RestorePreview;
+use strongroom_proto::wal::Recovery;
 
-use crate::admission::Refusal;
+use crate::admission::{Refusal, Restoring};
+use crate::recovery::wal_preview;
 
 /// What stands for a destination that only the restorer knows.
 const IN_PLACE: &str = "(where the target lies)";
 
+/// What a backup is restored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// One database, into a database.
+    Database,
+    /// A whole cluster, into an empty folder.
+    Cluster,
+    /// What targets of other kinds hold, into a folder.
+    Tree(TargetKind),
+}
+
+impl Form {
+    const fn noun(self) -> &'static str {
+        match self {
+            Self::Database => "a database",
+            Self::Cluster => "a whole cluster",
+            Self::Tree(_) => "files",
+        }
+    }
+}
+
 /// Where to, where that is said; or what is wrong with the request.
-pub(crate) fn check(ask: &CreateRestore, kind: TargetKind) -> Result<Option<String>, Refusal> {
+pub(crate) fn check(ask: &CreateRestore, form: Form) -> Result<Option<String>, Refusal> {
     let refused = |reason: &str| Err(Refusal::Invalid(reason.to_owned()));
-    let is_tree = matches!(kind, TargetKind::Files | TargetKind::Command);
-    let for_trees = [
+    let of_trees = [
         ("paths", !ask.paths.is_empty()),
         ("include", !ask.include.is_empty()),
         ("in_place", ask.in_place),
         ("delete", ask.delete),
         ("dry_run", ask.dry_run),
     ];
-    if let Some((name, _)) = for_trees.iter().find(|(_, is_set)| *is_set && !is_tree) {
+    let of_clusters = [
+        ("to", ask.to.is_some()),
+        ("leave", ask.leave.is_some()),
+        ("tablespaces", !ask.tablespaces.is_empty()),
+        ("tables", !ask.tables.is_empty()),
+    ];
+    let misplaced = |options: &[(&str, bool)]| {
+        options
+            .iter()
+            .find(|(_, is_set)| *is_set)
+            .map(|(name, _)| (*name).to_owned())
+    };
+    let is_tree = matches!(form, Form::Tree(TargetKind::Files | TargetKind::Command));
+    if let Some(name) = misplaced(&of_trees).filter(|_| !is_tree) {
         return Err(Refusal::Invalid(format!(
-            "{name} is for backups of files, this one is of kind {kind}: leave it out"
+            "{name} is for backups of files, this one is of {}: leave it out",
+            form.noun()
         )));
+    }
+    if let Some(name) = misplaced(&of_clusters).filter(|_| form != Form::Cluster) {
+        return Err(Refusal::Invalid(format!(
+            "{name} is for base backups of clusters (method: physical_basebackup), this backup is of {}: leave it out",
+            form.noun()
+        )));
+    }
+    if form == Form::Cluster {
+        check_cluster(ask)?;
     }
     if ask.delete && !ask.in_place {
         return refused(
@@ -61,10 +111,10 @@ pub(crate) fn check(ask: &CreateRestore, kind: TargetKind) -> Result<Option<Stri
         .filter(|text| !text.is_empty());
     match destination {
         Some(destination) => {
-            check_destination(kind, destination)?;
+            check_destination(form, destination)?;
             Ok(Some(destination.to_owned()))
         }
-        None if ask.in_place && kind == TargetKind::Files => Ok(None),
+        None if ask.in_place && form == Form::Tree(TargetKind::Files) => Ok(None),
         None => {
             refused("no destination is given: name the database (postgres://host/db) or the folder to restore into")
         }
@@ -72,8 +122,8 @@ pub(crate) fn check(ask: &CreateRestore, kind: TargetKind) -> Result<Option<Stri
 }
 
 /// The parameters of the job. The destination may hold a password, which stays out of them.
-pub(crate) fn params(ask: &CreateRestore, destination: Option<&str>) -> Value {
-    json!({
+pub(crate) fn params(ask: &CreateRestore, destination: Option<&str>, recovery: Option<&Recovery>) -> Value {
+    let mut params = json!({
         "destination": destination.map_or_else(|| IN_PLACE.to_owned(), without_password),
         "overwrite_reason": ask.overwrite_reason,
         "verify_before_restore": ask.verify_before_restore,
@@ -81,13 +131,104 @@ pub(crate) fn params(ask: &CreateRestore, destination: Option<&str>) -> Value {
         "in_place": ask.in_place,
         "delete": ask.delete,
         "dry_run": ask.dry_run,
-    })
+    });
+    if let (Some(recovery), Some(params)) = (recovery, params.as_object_mut()) {
+        params.insert("recovery".to_owned(), json!(recovery));
+    }
+    params
 }
 
-fn check_destination(kind: TargetKind, destination: &str) -> Result<(), Refusal> {
+fn check_cluster(ask: &CreateRestore) -> Result<(), Refusal> {
+    let refused = |reason: String| Err(Refusal::Invalid(reason));
+    if ask.overwrite_reason.is_some() {
+        return refused("a cluster is laid down in an empty folder only: leave overwrite_reason out".into());
+    }
+    for table in &ask.tables {
+        let parts = table.split('.').filter(|part| !part.is_empty()).count();
+        if parts < 3 || table.chars().any(char::is_control) {
+            return refused(format!("{table:?} names no table: write it as database.schema.table"));
+        }
+    }
+    if !ask.tables.is_empty() && (ask.leave.is_some() || !ask.tablespaces.is_empty()) {
+        return refused(
+            "with tables no cluster is left behind, only a file for each of them: leave out leave and tablespaces"
+                .into(),
+        );
+    }
+    let destination = ask.destination.as_deref().map(|text| Path::new(text.trim()));
+    let mut folders: Vec<&Path> = Vec::new();
+    for (oid, folder) in &ask.tablespaces {
+        let folder = Path::new(folder);
+        let climbs = folder.components().any(|part| part == Component::ParentDir);
+        if !folder.is_absolute() || climbs {
+            return refused(format!(
+                "the folder {:?} of tablespace {oid} is not an absolute path, or climbs with ..",
+                folder.display().to_string()
+            ));
+        }
+        let lies_in = |other: &Path| folder.starts_with(other) || other.starts_with(folder);
+        if destination.is_some_and(lies_in) || folders.iter().any(|other| lies_in(other)) {
+            return refused(format!(
+                "the folder {} of tablespace {oid} lies in the destination or in another tablespace's, or the other way \
+                 round: give each a folder of its own",
+                folder.display()
+            ));
+        }
+        folders.push(folder);
+    }
+    Ok(())
+}
+
+/// What a restore would do, for a person to decide.
+pub(crate) fn preview(
+    ask: &CreateRestore,
+    restoring: Restoring,
+    source: SourceFacts,
+    estimate: Option<Duration>,
+) -> RestorePreview {
+    let Restoring { backup, recovering } = restoring;
+    let mut notes = recovering
+        .as_ref()
+        .map(|recovering| recovering.notes.clone())
+        .unwrap_or_default();
+    let plan = recovering.as_ref().and_then(|recovering| recovering.plan.as_ref());
+    let is_tree = matches!(backup.target_kind, TargetKind::Files | TargetKind::Command);
+    if is_tree {
+        notes
+            .push("a dry run (dry_run, --dry-run) tells what would change at the destination, path by path".to_owned());
+    }
+    if !ask.paths.is_empty() || !ask.include.is_empty() || !ask.tables.is_empty() {
+        notes.push("only a part is restored, of which the sizes here say nothing".to_owned());
+    }
+    if let Some(error) = backup.verification_error.as_ref().filter(|_| !backup.verified) {
+        notes.push(format!("its last verification did not pass: {error}"));
+    } else if !backup.verified {
+        notes.push("it was never verified".to_owned());
+    }
+    RestorePreview {
+        method: match backup.target_kind {
+            _ if recovering.is_some() => Some(Method::PhysicalBasebackup),
+            TargetKind::Postgres | TargetKind::Command => Some(Method::LogicalDump),
+            TargetKind::Files => Some(Method::Snapshot),
+            TargetKind::Bucket | TargetKind::Config => None,
+        },
+        wal: plan.map(wal_preview),
+        backup_id: backup.backup_id,
+        target: backup.target,
+        target_kind: backup.target_kind,
+        completed_at: backup.completed_at,
+        verified: backup.verified,
+        content_bytes: backup.size_bytes,
+        estimated_duration: estimate.map_or_else(|| "unknown".to_owned(), strongroom_policy::estimate::humanize),
+        source,
+        notes,
+    }
+}
+
+fn check_destination(form: Form, destination: &str) -> Result<(), Refusal> {
     let database = destination.starts_with("postgres://") || destination.starts_with("postgresql://");
-    match kind {
-        TargetKind::Postgres => {
+    match form {
+        Form::Database => {
             let url = url::Url::parse(destination).ok().filter(|_| database);
             match url {
                 Some(url) if url.path().trim_start_matches('/').is_empty() => Err(Refusal::Invalid(
@@ -99,6 +240,9 @@ fn check_destination(kind: TargetKind, destination: &str) -> Result<(), Refusal>
                 )),
             }
         }
+        Form::Cluster if database => Err(Refusal::Invalid(
+            "the backup is of a whole cluster, which is laid down as files: give an empty folder as destination".into(),
+        )),
         _ if database => Err(Refusal::Invalid(
             "the backup is not of a database: give a folder as destination".into(),
         )),
@@ -110,16 +254,18 @@ fn check_destination(kind: TargetKind, destination: &str) -> Result<(), Refusal>
 }
 
 /// What whoever looks at the job is to know.
-pub(crate) fn metadata(ask: &CreateRestore) -> Value {
-    if ask.dry_run {
-        json!({ "dry_run": true })
-    } else {
-        json!({})
+pub(crate) fn metadata(ask: &CreateRestore, recovery: Option<&Recovery>) -> Value {
+    match recovery {
+        _ if ask.dry_run => json!({ "dry_run": true }),
+        Some(recovery) => json!({ "to": recovery.to.to_string(), "timeline": recovery.timeline }),
+        None => json!({}),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use strongroom_proto::wal::Leave;
+
     use super::*;
 
     fn ask(edit: impl FnOnce(&mut CreateRestore)) -> CreateRestore {
@@ -128,13 +274,13 @@ mod tests {
         ask
     }
 
-    fn refusal(kind: TargetKind, edit: impl FnOnce(&mut CreateRestore)) -> String {
-        check(&ask(edit), kind).unwrap_err().to_string()
+    fn refusal(form: Form, edit: impl FnOnce(&mut CreateRestore)) -> String {
+        check(&ask(edit), form).unwrap_err().to_string()
     }
 
     #[test]
     fn what_would_harm_or_mean_nothing_is_refused_with_what_to_do() {
-        let files = TargetKind::Files;
+        let files = Form::Tree(TargetKind::Files);
         assert!(refusal(files, |ask| ask.delete = true).contains("add in_place"));
         let both = refusal(files, |ask| {
             (ask.delete, ask.in_place) = (true, true);
@@ -148,24 +294,82 @@ mod tests {
         assert!(refusal(files, |ask| ask.destination = None).contains("no destination"));
         assert!(refusal(files, |ask| ask.destination = Some("back".to_owned())).contains("absolute"));
         assert!(refusal(files, |ask| ask.overwrite_reason = Some(" ".to_owned())).contains("is empty"));
-        assert!(refusal(TargetKind::Postgres, |ask| ask.dry_run = true).contains("dry_run is for backups of files"));
+        assert!(refusal(Form::Database, |ask| ask.dry_run = true).contains("dry_run is for backups of files"));
         let command = |ask: &mut CreateRestore| (ask.in_place, ask.destination) = (true, None);
-        assert!(refusal(TargetKind::Command, command).contains("no destination"));
+        assert!(refusal(Form::Tree(TargetKind::Command), command).contains("no destination"));
     }
 
     #[test]
     fn only_a_restore_in_place_may_leave_the_destination_to_the_restorer() {
         let in_place = ask(|ask| (ask.in_place, ask.destination) = (true, None));
-        assert_eq!(check(&in_place, TargetKind::Files).unwrap(), None);
-        assert_eq!(params(&in_place, None)["destination"], IN_PLACE);
+        assert_eq!(check(&in_place, Form::Tree(TargetKind::Files)).unwrap(), None);
+        assert_eq!(params(&in_place, None, None)["destination"], IN_PLACE);
         let elsewhere = ask(|ask| ask.paths = vec!["etc/passwd".to_owned(), "..a/b".to_owned()]);
         assert_eq!(
-            check(&elsewhere, TargetKind::Files).unwrap().as_deref(),
+            check(&elsewhere, Form::Tree(TargetKind::Files)).unwrap().as_deref(),
             Some("/srv/back")
         );
         assert_eq!(
-            params(&elsewhere, Some("/srv/back"))["selected"]["paths"][0],
+            params(&elsewhere, Some("/srv/back"), None)["selected"]["paths"][0],
             "etc/passwd"
+        );
+    }
+
+    #[test]
+    fn options_of_a_cluster_are_refused_where_they_mean_nothing() {
+        for form in [Form::Database, Form::Tree(TargetKind::Files)] {
+            let message = refusal(form, |ask| ask.to = Some("latest".to_owned()));
+            assert!(message.contains("to is for base backups of clusters"), "{message}");
+            assert!(refusal(form, |ask| ask.tables = vec!["a.b.c".to_owned()]).contains("tables is for"));
+        }
+        let cluster = Form::Cluster;
+        assert!(refusal(cluster, |ask| ask.dry_run = true).contains("this one is of a whole cluster"));
+        assert!(
+            refusal(cluster, |ask| ask.destination = Some("postgres://h/d".to_owned())).contains("an empty folder")
+        );
+        assert!(refusal(cluster, |ask| ask.destination = Some("here".to_owned())).contains("absolute"));
+        assert!(
+            refusal(cluster, |ask| ask.overwrite_reason = Some("why not".to_owned())).contains("empty folder only")
+        );
+        for table in ["orders", "public.orders", "db..orders", "db.public.or\nders"] {
+            let message = refusal(cluster, |ask| ask.tables = vec![table.to_owned()]);
+            assert!(message.contains("database.schema.table"), "{table:?}: {message}");
+        }
+        for folder in ["back", "/srv/../etc", "/srv/back/ts", "/srv", "/other/b"] {
+            let message = refusal(cluster, |ask| {
+                ask.tablespaces = [(1, "/other/b/c".to_owned()), (2, folder.to_owned())].into();
+            });
+            assert!(message.contains("tablespace 2"), "{folder:?}: {message}");
+        }
+        let both = refusal(cluster, |ask| {
+            (ask.tables, ask.leave) = (vec!["a.b.c".to_owned()], Some(Leave::Running));
+        });
+        assert!(both.contains("leave out leave"), "{both}");
+    }
+
+    #[test]
+    fn how_to_recover_travels_with_the_job() {
+        let cluster = ask(|ask| {
+            ask.to = Some("0/16B3740".to_owned());
+            ask.tablespaces = [(16_400, "/fast".to_owned())].into();
+        });
+        assert_eq!(check(&cluster, Form::Cluster).unwrap().as_deref(), Some("/srv/back"));
+        let recovery = Recovery {
+            to: cluster.to.as_deref().unwrap().parse().unwrap(),
+            timeline: 2,
+            wal_end: None,
+            leave: Leave::Unstarted,
+            tablespaces: cluster.tablespaces.clone(),
+            tables: vec![],
+        };
+        let params = params(&cluster, Some("/srv/back"), Some(&recovery));
+        assert_eq!(
+            serde_json::from_value::<Recovery>(params["recovery"].clone()).unwrap(),
+            recovery
+        );
+        assert_eq!(
+            metadata(&cluster, Some(&recovery)),
+            json!({ "to": "0/16B3740", "timeline": 2 })
         );
     }
 }

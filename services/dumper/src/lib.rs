@@ -1,5 +1,9 @@
-//! The dumper: databases and commands into the vault. It holds the writer key and no identity: it cannot read what it
+//! The dumper: databases, whole clusters with their WAL, and commands into the vault. It holds the writer key and no identity: it cannot read what it
 //! wrote.
+
+mod cluster;
+mod received;
+mod receiver;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +20,9 @@ use strongroom_runtime::{Loaded, TargetBook, TargetConfig};
 use strongroom_worker::{AttemptContext, Description, JobHandler, Outcome, Service, TakeError, Taken, Writing};
 use tokio_util::sync::CancellationToken;
 
+use cluster::Clusters;
+use receiver::Receivers;
+
 /// How long a command may take where its target does not say.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
@@ -23,17 +30,29 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<()> {
     let service = Service::connect(&loaded, WorkService::Dump).await?;
     let writing = Writing::open(&loaded.config, "dumper", &service.catalog).await?;
+    let receivers = Receivers {
+        catalog: service.catalog.clone(),
+        writing: writing.clone(),
+        targets: service.targets.clone(),
+        pool: service.options.pool.clone(),
+        worker: service.options.worker_id.clone(),
+        lease_seconds: service.options.lease_seconds,
+    };
+    let receiving = tokio::spawn(receivers.run(shutdown.clone()));
     let dumper = Dumper {
         writing,
+        clusters: Clusters::new(service.catalog.clone()),
         targets: service.targets.clone(),
         pg_bin_dirs: loaded.config.worker.pg_bin_dirs.clone(),
     };
     service.work(dumper, shutdown).await;
+    receiving.await?;
     Ok(())
 }
 
 struct Dumper {
     writing: Writing,
+    clusters: Clusters,
     targets: TargetBook,
     pg_bin_dirs: Vec<std::path::PathBuf>,
 }
@@ -48,6 +67,9 @@ impl JobHandler for Dumper {
         };
         let surface = target.surface().to_owned();
         match target.kind {
+            TargetKind::Postgres if target.is_physical() => {
+                self.clusters.back_up(&self.writing, &job, &context, &target).await
+            }
             TargetKind::Postgres => {
                 let source = match self.postgres(&target) {
                     Ok(source) => source,
@@ -97,6 +119,7 @@ impl JobHandler for Dumper {
                     Ok(Taken {
                         facts: report.facts,
                         missing: report.missing,
+                        notes: Vec::new(),
                     })
                 };
                 self.writing.back_up(&job, &context, description, take).await
@@ -146,5 +169,6 @@ fn dump(
     Ok(Taken {
         facts: report.facts,
         missing: report.missing,
+        notes: Vec::new(),
     })
 }

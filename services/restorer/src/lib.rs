@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod cluster;
 mod params;
 mod tree;
 
@@ -38,6 +39,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     let service = Service::connect(&loaded, WorkService::Restore).await?;
     let restorer = Restorer {
         targets: service.targets.clone(),
+        fetching: cluster::Fetching::of(config)?,
         vaulted: Vaulted::open(config, "restorer").await?,
         identity: Arc::new(identity(config)?),
         drill: DrillConfig {
@@ -54,6 +56,8 @@ struct Restorer {
     vaulted: Vaulted,
     identity: Arc<Identity>,
     drill: DrillConfig,
+    /// How a server that is started later gets its WAL.
+    fetching: cluster::Fetching,
 }
 
 struct Restored {
@@ -64,6 +68,14 @@ struct Restored {
     changes: Option<RestoreChanges>,
     /// What could not be restored, whole or in part.
     skipped: Vec<Missing>,
+}
+
+/// What a backup holds.
+enum What {
+    /// What its kind of target is restored from.
+    Entries(TargetKind),
+    /// The files of a whole cluster.
+    Cluster(Box<cluster::Physical>),
 }
 
 struct RestoreFailed {
@@ -122,11 +134,16 @@ impl JobHandler for Restorer {
             Ok(reader) => reader,
             Err(error) => return failed(error.is_retryable(), one_line(&error)),
         };
+        let physical = backup.source.cluster.clone().map(|facts| {
+            let source = Arc::new(vault.wal_reader(self.identity.clone()));
+            Box::new(cluster::Physical::new(facts, source, self.fetching.clone(), job.id))
+        });
         let restored = tokio::task::spawn_blocking({
             let (drill, context, params, kind) = (self.drill.clone(), context.clone(), params.clone(), job.target_kind);
             let second_attempt = job.retry_count > 0;
             let span = tracing::Span::current();
-            move || span.in_scope(|| restore(&reader, kind, &destination, &params, second_attempt, &drill, &context))
+            let what = physical.map_or(What::Entries(kind), What::Cluster);
+            move || span.in_scope(|| restore(&reader, &what, &destination, &params, second_attempt, &drill, &context))
         });
         let restored = match restored.await {
             Ok(Ok(restored)) => restored,
@@ -186,7 +203,7 @@ impl Restorer {
 
 fn restore(
     reader: &BackupReader,
-    kind: TargetKind,
+    what: &What,
     destination: &str,
     params: &Params,
     second_attempt: bool,
@@ -201,9 +218,15 @@ fn restore(
     });
     stop.run(|| {
         if params.verify_before_restore {
-            verify_first(&source, kind, drill)?;
+            match what {
+                What::Cluster(physical) => passed(physical.drill(&source, drill)?)?,
+                What::Entries(kind) => verify_first(&source, *kind, drill)?,
+            }
         }
-        restore_into(&source, kind, destination, params, drill, context)
+        match what {
+            What::Cluster(physical) => physical.restore(&source, destination, params, drill),
+            What::Entries(kind) => restore_into(&source, *kind, destination, params, drill, context),
+        }
     })
     .map_err(|mut error| {
         if second_attempt && !error.retryable && params.needs_empty_destination() {
@@ -258,6 +281,10 @@ fn verify_first(source: &dyn EntrySource, kind: TargetKind, drill: &DrillConfig)
         // The restore itself says that this version cannot.
         TargetKind::Bucket | TargetKind::Config => return Ok(()),
     };
+    passed(checks)
+}
+
+fn passed(checks: Vec<Check>) -> Result<(), RestoreFailed> {
     match checks.iter().find(|check| check.outcome != CheckOutcome::Passed) {
         None => Ok(()),
         Some(check) => Err(RestoreFailed {

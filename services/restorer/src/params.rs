@@ -4,6 +4,7 @@ use serde::Deserialize;
 use strongroom_catalog::ClaimedJob;
 use strongroom_proto::receipt::BackupReceipt;
 use strongroom_proto::restore::Selected;
+use strongroom_proto::wal::Recovery;
 use strongroom_runtime::TargetConfig;
 
 /// What the request said, beside the destination, which may hold a password and so comes apart.
@@ -21,6 +22,9 @@ pub(crate) struct Params {
     pub(crate) delete: bool,
     #[serde(default)]
     pub(crate) dry_run: bool,
+    /// For a backup of a whole cluster; without it, to where that is consistent.
+    #[serde(default)]
+    pub(crate) recovery: Option<Recovery>,
 }
 
 impl Params {

@@ -104,6 +104,7 @@ impl Tree {
         Ok(Taken {
             facts: self.facts(&report),
             missing: report.missing,
+            notes: Vec::new(),
         })
     }
 

@@ -2,6 +2,8 @@
 //!
 //! It holds the identity and scratch space, and no way into the real targets. What it cannot try is not passed.
 
+mod cluster;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -47,6 +49,14 @@ struct Verifier {
     drill: DrillConfig,
 }
 
+/// What a backup holds.
+enum What {
+    /// What its kind of target is restored from.
+    Entries(TargetKind),
+    /// The files of a whole cluster.
+    Cluster(Box<cluster::Physical>),
+}
+
 /// What stands in the way of a verification; the backup is then neither proven nor disproven.
 struct CannotTry {
     message: String,
@@ -74,7 +84,7 @@ impl JobHandler for Verifier {
         };
         // A vault that is damaged is not restored from: what is damaged is named instead.
         if checks.iter().all(|check| check.outcome == CheckOutcome::Passed) {
-            match self.try_restore(&job, &context).await {
+            match self.try_restore(&job, &committed, &context).await {
                 Ok(more) => checks.extend(more),
                 Err(_) if context.stop().is_cancelled() => return Outcome::Stopped,
                 Err(error) => return failed(error.retryable, error.message),
@@ -118,7 +128,12 @@ impl Verifier {
         })
     }
 
-    async fn try_restore(&self, job: &ClaimedJob, context: &AttemptContext) -> Result<Vec<Check>, CannotTry> {
+    async fn try_restore(
+        &self,
+        job: &ClaimedJob,
+        committed: &CommittedReceipt,
+        context: &AttemptContext,
+    ) -> Result<Vec<Check>, CannotTry> {
         let reader = match self.vaulted.vault.open_backup(&job.backup_id, &self.identity).await {
             Ok(reader) => reader,
             Err(error) if error.is_retryable() => {
@@ -129,9 +144,16 @@ impl Verifier {
             }
             Err(error) => return Ok(vec![unreadable(&error)]),
         };
-        let (drill, context, kind) = (self.drill.clone(), context.clone(), job.target_kind);
+        let what = match &committed.receipt.source.cluster {
+            None => What::Entries(job.target_kind),
+            Some(facts) => {
+                let source = Arc::new(self.vaulted.vault.wal_reader(self.identity.clone()));
+                What::Cluster(Box::new(cluster::Physical::new(facts.clone(), source)))
+            }
+        };
+        let (drill, context) = (self.drill.clone(), context.clone());
         let span = tracing::Span::current();
-        tokio::task::spawn_blocking(move || span.in_scope(|| restore_and_compare(&reader, kind, &drill, &context)))
+        tokio::task::spawn_blocking(move || span.in_scope(|| restore_and_compare(&reader, &what, &drill, &context)))
             .await
             .map_err(|panic| CannotTry {
                 message: format!("the drill panicked: {panic}"),
@@ -186,7 +208,7 @@ impl Verifier {
 
 fn restore_and_compare(
     reader: &BackupReader,
-    kind: TargetKind,
+    what: &What,
     drill: &DrillConfig,
     context: &AttemptContext,
 ) -> Result<Vec<Check>, CannotTry> {
@@ -196,6 +218,10 @@ fn restore_and_compare(
         let stop = stop.clone();
         move || stop.stop()
     });
+    let kind = match what {
+        What::Cluster(physical) => return stop.run(|| physical.drill(&source, drill)),
+        What::Entries(kind) => *kind,
+    };
     match kind {
         TargetKind::Postgres => stop.run(|| postgres::drill(&source, drill)).map_err(|error| CannotTry {
             message: one_line(&error),

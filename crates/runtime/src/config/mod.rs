@@ -6,8 +6,10 @@
 mod error;
 mod layers;
 mod model;
+mod physical;
 mod schema;
 mod secret;
+mod target;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -22,9 +24,11 @@ pub use error::ConfigError;
 pub use layers::Origin;
 pub use model::{
     ApiConfig, CatalogConfig, Config, CoordinatorConfig, KeysConfig, LogConfig, LogFormat, NatsConfig, OtlpConfig,
-    S3Config, ScenarioConfig, TargetConfig, VaultConfig, WorkerConfig,
+    S3Config, ScenarioConfig, VaultConfig, WorkerConfig,
 };
+pub use physical::{PostgresMethod, WalTransport};
 pub use secret::{Secret, SecretUrl, shown_url};
+pub use target::TargetConfig;
 pub use tree::{HookConfig, HooksConfig};
 
 use layers::Layers;

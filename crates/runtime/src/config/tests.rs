@@ -387,3 +387,65 @@ fn collect(value: &Value, at: &str, into: &mut BTreeSet<String>) {
         }
     }
 }
+
+#[test]
+fn a_cluster_is_taken_whole_with_options_of_its_own() {
+    let target = |keys: &str| {
+        let yaml = format!("targets: {{Shop/db-1.x: {{kind: postgres, url: 'postgres://u@h', {keys}}}}}");
+        load(&yaml, &[], &[]).config.targets.into_iter().next().unwrap()
+    };
+    let (name, logical) = target("method: logical_dump");
+    assert!(!logical.is_physical());
+    let (_, physical) = target("method: physical_basebackup");
+    assert!(physical.is_physical());
+    assert_eq!(physical.slot_name(&name), "strongroom_shop_db_1_x");
+    assert_eq!(physical.wal_interval().as_secs(), 10);
+    assert_eq!(physical.wal_transport(), WalTransport::Stream);
+    let (_, said) = target("method: physical_basebackup, slot: s1, wal_interval_seconds: 2, max_rate_bytes: 1000000");
+    assert_eq!(
+        (said.slot_name(&name).as_str(), said.wal_interval().as_secs()),
+        ("s1", 2)
+    );
+    assert_eq!(said.max_rate_bytes, Some(1_000_000));
+    let (_, pushed) = target("method: physical_basebackup, wal: push");
+    assert_eq!(pushed.wal_transport(), WalTransport::Push);
+}
+
+#[test]
+fn options_of_a_cluster_that_mean_nothing_are_refused_with_what_to_do() {
+    let physical = "kind: postgres, url: 'postgres://u@h', method: physical_basebackup";
+    for (keys, advice) in [
+        (
+            "kind: postgres, url: 'postgres://u@h/d', slot: s",
+            "add method: physical_basebackup",
+        ),
+        (
+            "kind: postgres, url: 'postgres://u@h/d', method: snapshot",
+            "known are logical_dump, physical_basebackup",
+        ),
+        ("kind: postgres, method: physical_basebackup", "needs a url"),
+        (
+            "kind: files, path: /x, method: physical_basebackup",
+            "method belongs to targets of kind postgres",
+        ),
+        (
+            &format!("{physical}, large_table_bytes: 1"),
+            "belongs to method: logical_dump",
+        ),
+        (&format!("{physical}, wal_interval_seconds: 0"), "must be 1 to 3600"),
+        (&format!("{physical}, max_rate_bytes: 9"), "must be 32768 to 1073741824"),
+        (
+            &format!("{physical}, slot: Bad-Name"),
+            "is no name of a replication slot",
+        ),
+        (
+            &format!("{physical}, wal: push, slot: s"),
+            "slot belongs to wal: stream",
+        ),
+    ] {
+        let message = refused(&format!("targets: {{db: {{{keys}}}}}"), &[]);
+        assert!(message.contains(advice), "{keys}: {message}");
+    }
+    let long = format!("targets: {{{}: {{{physical}}}}}", "x".repeat(60));
+    assert!(refused(&long, &[]).contains("set slot to 1 to 63"));
+}

@@ -5,6 +5,7 @@ mod problem;
 mod restores;
 mod schedules;
 mod status;
+mod timeline;
 
 use std::future::IntoFuture as _;
 use std::sync::Arc;
@@ -38,12 +39,15 @@ pub(crate) async fn serve(coordinator: Arc<Coordinator>, listener: tokio::net::T
         .route("/backup/list", get(backups::list))
         .route("/backups/{backup_id}/receipt", get(backups::receipt))
         .route("/restore/create", post(restores::create))
+        .route("/restore/preview", post(restores::preview))
         .route("/jobs", get(backups::jobs))
         .route("/jobs/{id}", get(backups::job))
         .route("/jobs/{id}/cancel", post(backups::cancel))
         .route("/jobs/{id}/changes", get(restores::changes))
         .route("/targets", get(status::targets))
         .route("/targets/{name}", delete(status::forget))
+        .route("/targets/{name}/timeline", get(timeline::show))
+        .route("/targets/{name}/annotations", post(timeline::annotate))
         .route("/schedules", get(schedules::list).post(schedules::create))
         .route(
             "/schedules/{name}",

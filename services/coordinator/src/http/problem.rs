@@ -63,6 +63,11 @@ impl From<Refusal> for ApiError {
         match refusal {
             Refusal::Catalog(error) => error.into(),
             Refusal::NotFound(detail) => Self::not_found(detail),
+            Refusal::Recovery(refused) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "urn:strongroom:not-recoverable",
+                refused.to_string(),
+            ),
             refusal @ (Refusal::Select(_) | Refusal::Invalid(_)) => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "urn:strongroom:refused",

@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use strongroom_proto::api::{CreateRestore, RestoreCreated, ValidationResult};
 use strongroom_proto::restore::RestoreChanges;
+use strongroom_proto::timeline::RestorePreview;
 use strongroom_proto::{JobKind, JobStatus};
 
 use super::backups::{job_id, only_job};
@@ -18,7 +19,8 @@ pub(super) async fn create(
     body: Bytes,
 ) -> Result<(StatusCode, Json<RestoreCreated>), ApiError> {
     let ask: CreateRestore = json(&body)?;
-    let (request, backup) = coordinator.restore_request(&ask).await?;
+    let (request, restoring) = coordinator.restore_request(&ask).await?;
+    let backup = restoring.backup;
     let estimate = coordinator.estimate(JobKind::Restore, &backup.target).await?;
     let detail = match (backup.verified_at, &backup.verification_error) {
         (Some(at), _) => format!(
@@ -38,8 +40,17 @@ pub(super) async fn create(
             validated: backup.verified,
             detail,
         }],
+        notes: restoring
+            .recovering
+            .map(|recovering| recovering.notes)
+            .unwrap_or_default(),
     };
     Ok((StatusCode::CREATED, Json(created)))
+}
+
+pub(super) async fn preview(State(coordinator): Api, body: Bytes) -> Result<Json<RestorePreview>, ApiError> {
+    let ask: CreateRestore = json(&body)?;
+    Ok(Json(coordinator.preview(&ask).await?))
 }
 
 pub(super) async fn changes(State(coordinator): Api, Path(id): Path<String>) -> Result<Json<RestoreChanges>, ApiError> {

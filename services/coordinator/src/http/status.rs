@@ -18,6 +18,8 @@ use crate::Coordinator;
 const STATUS_JOBS: u32 = 50;
 /// Messages that may wait for publication before that is worth a word.
 const UNSENT_WORTH_A_WORD: u64 = 1000;
+/// Alerts that the status repeats.
+const ALERTS_SHOWN: usize = 20;
 
 pub(super) async fn health(State(coordinator): Api) -> Response {
     let mut checks = BTreeMap::new();
@@ -56,6 +58,16 @@ pub(super) async fn status(State(coordinator): Api) -> Result<Json<Status>, ApiE
     if totals.unsent > UNSENT_WORTH_A_WORD {
         system_status = SystemStatus::Degraded;
         reasons.push(format!("{} messages wait to be published", totals.unsent));
+    }
+    for (_, alert) in coordinator
+        .catalog
+        .active_alerts(None)
+        .await?
+        .into_iter()
+        .take(ALERTS_SHOWN)
+    {
+        system_status = SystemStatus::Degraded;
+        reasons.push(alert.message);
     }
     if totals.disproven_targets > 0 {
         system_status = SystemStatus::Critical;
