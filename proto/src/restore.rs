@@ -1,5 +1,7 @@
 //! What a restore of files takes of a backup, and what it changes at its destination.
 
+use std::str::FromStr;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -123,6 +125,77 @@ impl RestoreChanges {
     }
 }
 
+/// A table by its full name: `database.schema.table`; a part that holds a dot or a quote is written in double quotes, as
+/// in SQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableName {
+    /// The database.
+    pub database: String,
+    /// The schema.
+    pub schema: String,
+    /// The table.
+    pub table: String,
+}
+
+/// A text that names no table.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no table: write it as database.schema.table")]
+pub struct ParseTableNameError(String);
+
+impl FromStr for TableName {
+    type Err = ParseTableNameError;
+    fn from_str(text: &str) -> Result<Self, ParseTableNameError> {
+        let parts = (!text.chars().any(char::is_control)).then(|| parts(text)).flatten();
+        let parts = parts.and_then(|parts| <[String; 3]>::try_from(parts).ok());
+        let [database, schema, table] = parts.ok_or_else(|| ParseTableNameError(text.to_owned()))?;
+        Ok(Self {
+            database,
+            schema,
+            table,
+        })
+    }
+}
+
+/// What lies between the dots; `None` where a part is empty or a quote is not closed.
+fn parts(text: &str) -> Option<Vec<String>> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    loop {
+        let (part, after) = match rest.strip_prefix('"') {
+            Some(quoted) => take_quoted(quoted)?,
+            None => {
+                let end = rest.find('.').unwrap_or(rest.len());
+                (rest.get(..end)?.to_owned(), rest.get(end..)?)
+            }
+        };
+        if part.is_empty() {
+            return None;
+        }
+        parts.push(part);
+        match after.strip_prefix('.') {
+            Some(next) => rest = next,
+            None => return after.is_empty().then_some(parts),
+        }
+    }
+}
+
+/// What is before the closing quote, and what comes after it.
+fn take_quoted(text: &str) -> Option<(String, &str)> {
+    let mut part = String::new();
+    let mut rest = text;
+    loop {
+        let (before, after) = rest.split_once('"')?;
+        part.push_str(before);
+        match after.strip_prefix('"') {
+            Some(more) => {
+                part.push('"');
+                rest = more;
+            }
+            None => return Some((part, after)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,5 +217,28 @@ mod tests {
         }
         assert_eq!((changes.changes.len(), changes.more), (RestoreChanges::CHANGES_MAX, 7));
         assert_eq!(changes.counts.created, 10_007);
+    }
+
+    #[test]
+    fn names_of_tables_are_read_with_and_without_quotes() {
+        let parts = |text: &str| {
+            let name: Result<TableName, _> = text.parse();
+            name.ok().map(|name| [name.database, name.schema, name.table])
+        };
+        assert_eq!(parts("shop.public.orders").unwrap(), ["shop", "public", "orders"]);
+        assert_eq!(parts(r#"shop."a.b"."c""d""#).unwrap(), ["shop", "a.b", "c\"d"]);
+        for bad in [
+            "",
+            "orders",
+            "public.orders",
+            "a.b.c.d",
+            "a..c",
+            "a.b.",
+            "a.\"b.c",
+            "a.\"b\"x.c",
+            "a.b.c\n",
+        ] {
+            assert_eq!(parts(bad), None, "{bad}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use strongroom_proto::TargetKind;
 use strongroom_proto::api::{CreateRestore, without_password};
 use strongroom_proto::receipt::{Method, SourceFacts};
+use strongroom_proto::restore::TableName;
 use strongroom_proto::timeline::RestorePreview;
 use strongroom_proto::wal::Recovery;
 
@@ -144,9 +145,8 @@ fn check_cluster(ask: &CreateRestore) -> Result<(), Refusal> {
         return refused("a cluster is laid down in an empty folder only: leave overwrite_reason out".into());
     }
     for table in &ask.tables {
-        let parts = table.split('.').filter(|part| !part.is_empty()).count();
-        if parts < 3 || table.chars().any(char::is_control) {
-            return refused(format!("{table:?} names no table: write it as database.schema.table"));
+        if let Err(error) = table.parse::<TableName>() {
+            return refused(error.to_string());
         }
     }
     if !ask.tables.is_empty() && (ask.leave.is_some() || !ask.tablespaces.is_empty()) {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use strongroom_proto::manifest::EntrySource;
 use strongroom_proto::receipt::{Check, CheckOutcome};
+use strongroom_proto::restore::TableName;
 
 use super::error::RecoveryError;
 use super::server::Door;
@@ -18,66 +19,10 @@ use crate::scratch::ScratchDir;
 
 const SCRATCH_PREFIX: &str = "tables-";
 
-/// A table by its full name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct TableName {
-    database: String,
-    schema: String,
-    table: String,
-}
-
-impl TableName {
-    /// Reads `database.schema.table`; a part that holds a dot or a quote is written in double quotes, as in SQL.
-    fn parse(text: &str) -> Option<Self> {
-        let mut parts = Vec::new();
-        let mut rest = text;
-        loop {
-            let (part, after) = match rest.strip_prefix('"') {
-                Some(quoted) => take_quoted(quoted)?,
-                None => {
-                    let end = rest.find('.').unwrap_or(rest.len());
-                    (rest.get(..end)?.to_owned(), rest.get(end..)?)
-                }
-            };
-            if part.is_empty() {
-                return None;
-            }
-            parts.push(part);
-            match after.strip_prefix('.') {
-                Some(next) => rest = next,
-                None if after.is_empty() => break,
-                None => return None,
-            }
-        }
-        let [database, schema, table] = <[String; 3]>::try_from(parts).ok()?;
-        Some(Self {
-            database,
-            schema,
-            table,
-        })
-    }
-
-    fn file_name(&self) -> String {
-        let parts = [&self.database, &self.schema, &self.table].map(|part| quote::path_component(part));
-        format!("{}.dump", parts.join("."))
-    }
-}
-
-/// What is before the closing quote, and what comes after it.
-fn take_quoted(text: &str) -> Option<(String, &str)> {
-    let mut part = String::new();
-    let mut rest = text;
-    loop {
-        let (before, after) = rest.split_once('"')?;
-        part.push_str(before);
-        match after.strip_prefix('"') {
-            Some(more) => {
-                part.push('"');
-                rest = more;
-            }
-            None => return Some((part, after)),
-        }
-    }
+/// The name of its file.
+fn file_name(name: &TableName) -> String {
+    let parts = [&name.database, &name.schema, &name.table].map(|part| quote::path_component(part));
+    format!("{}.dump", parts.join("."))
 }
 
 /// Recovers tables into files of their own in the destination, each a `pg_dump` in custom format.
@@ -88,10 +33,10 @@ pub(super) fn recover_tables(
 ) -> Result<Recovered, RecoveryError> {
     let mut tables = Vec::new();
     for text in &request.recovery.tables {
-        let table = TableName::parse(text).ok_or_else(|| RecoveryError::Refused {
-            what: format!("{text:?} names no table: write database.schema.table"),
+        let table: TableName = text.parse().map_err(|error| RecoveryError::Refused {
+            what: format!("{error}"),
         })?;
-        let file = request.destination.join(table.file_name());
+        let file = request.destination.join(file_name(&table));
         if file.symlink_metadata().is_ok() || tables.iter().any(|(_, other)| *other == file) {
             return Err(RecoveryError::Refused {
                 what: format!(
@@ -174,23 +119,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_tables_are_read_with_and_without_quotes() {
-        let parts = |text: &str| TableName::parse(text).map(|name| [name.database, name.schema, name.table]);
-        assert_eq!(parts("shop.public.orders").unwrap(), ["shop", "public", "orders"]);
-        assert_eq!(parts(r#"shop."a.b"."c""d""#).unwrap(), ["shop", "a.b", "c\"d"]);
-        for bad in [
-            "",
-            "orders",
-            "public.orders",
-            "a.b.c.d",
-            "a..c",
-            "a.b.",
-            "a.\"b.c",
-            "a.\"b\"x.c",
-        ] {
-            assert_eq!(parts(bad), None, "{bad}");
-        }
-        let name = TableName::parse("shop.public.\"../../x\"").unwrap().file_name();
+    fn files_are_named_after_their_tables_and_lie_in_the_destination() {
+        let name = file_name(&"shop.public.\"../../x\"".parse().unwrap());
         assert_eq!(name, "shop.public...%2F..%2Fx.dump");
     }
 }
