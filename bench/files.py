@@ -17,7 +17,6 @@ times, symbolic links.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -33,6 +32,7 @@ import time
 from collections.abc import Iterator
 
 import fleet
+from fleet import Failed, forget_peak, timed
 
 REST_SECONDS = 45
 
@@ -52,10 +52,6 @@ WALL_BARS = {
 SIZE_BAR = 0.95
 MEMORY_BAR = 256.0
 PASSWORD = "a password of the benchmark"
-
-
-class Failed(Exception):
-    """A tool failed."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,36 +261,6 @@ def first_difference(source: str, restored: str) -> str | None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tools
-
-
-def forget_peak(pid: int | str) -> None:
-    """Begins the peak memory of a process anew, where the kernel can."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/clear_refs", "w") as f:
-        f.write("5")
-
-
-def timed(command: list[str], log: str, **more) -> tuple[dict, str]:
-    """Runs a command to its end; what it took, and what it printed."""
-    # A child begins with the peak of whoever started it.
-    forget_peak("self")
-    with open(log, "w+b") as out, open(log + ".err", "w+b") as errors:
-        began = time.monotonic()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, **more)
-        try:
-            _, status, used = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        wall = time.monotonic() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        errors.seek(0)
-        text = out.read().decode(errors="replace")
-        if process.returncode:
-            end = (text + errors.read().decode(errors="replace"))[-2000:]
-            raise Failed(f"{os.path.basename(command[0])} ended with {process.returncode}: {end.strip()}")
-    return {"wall": wall, "cpu": used.ru_utime + used.ru_stime, "memory": used.ru_maxrss / 1024}, text
 
 
 class Peer:

@@ -1,5 +1,6 @@
 """What the benchmarks share: a private Postgres with data, a standalone fleet, and measuring processes."""
 
+import contextlib
 import glob
 import json
 import os
@@ -15,6 +16,10 @@ import urllib.request
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BINARIES = os.path.join(ROOT, "target", "release")
 CLOCK = os.sysconf("SC_CLK_TCK")
+
+
+class Failed(Exception):
+    """A tool failed."""
 
 
 def machine() -> str:
@@ -187,3 +192,33 @@ def resident_mebibytes(pid: int) -> float:
 
 def folder_bytes(path: str) -> int:
     return sum(os.path.getsize(os.path.join(d, f)) for d, _, files in os.walk(path) for f in files)
+
+
+def forget_peak(pid: int | str) -> None:
+    """Begins the peak memory of a process anew, where the kernel can."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/clear_refs", "w") as f:
+        f.write("5")
+
+
+def timed(command: list[str], log: str, **more) -> tuple[dict, str]:
+    """Runs a command to its end; what it took, and what it printed."""
+    # A child begins with the peak of whoever started it.
+    forget_peak("self")
+    with open(log, "w+b") as out, open(log + ".err", "w+b") as errors:
+        began = time.monotonic()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, **more)
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        wall = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        errors.seek(0)
+        text = out.read().decode(errors="replace")
+        if process.returncode:
+            end = (text + errors.read().decode(errors="replace"))[-2000:]
+            raise Failed(f"{os.path.basename(command[0])} ended with {process.returncode}: {end.strip()}")
+    return {"wall": wall, "cpu": used.ru_utime + used.ru_stime, "memory": used.ru_maxrss / 1024}, text

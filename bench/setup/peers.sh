@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs the backup tools that Strongroom is measured beside into STRONGROOM_TOOLS/peers/bin, once: restic and borg out
-# of Debian's packages, without installing these, and rustic, which cargo builds (some ten minutes on two cores). A
-# program that is there already stays; remove it to have it fetched again. Prints the versions.
+# of Debian's packages, without installing these, and rustic, which cargo builds (some ten minutes on two cores);
+# pgBackRest out of Debian's packages too, where it is named. A program that is there already stays; remove it to have it
+# fetched again. Prints the versions.
 #
-#   bench/setup/peers.sh [restic] [borg] [rustic]
+#   bench/setup/peers.sh [restic] [borg] [rustic] [pgbackrest]
 set -euo pipefail
 umask 022
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
@@ -102,14 +103,39 @@ install_rustic() {
         by_hand rustic "rustic could not be built (the message above says why)"
 }
 
+# The suite whose pgBackRest runs with the libraries of Debian 12; libssh2, which few have, is taken from this system's.
+install_pgbackrest() {
+    local suite libraries
+    unpack trixie "$work/pgbackrest" pgbackrest || by_hand pgbackrest "Debian's package of pgBackRest could not be fetched"
+    if "$work/pgbackrest/usr/bin/pgbackrest" version >/dev/null 2>&1; then
+        install -m 755 "$work/pgbackrest/usr/bin/pgbackrest" "$peers/bin/pgbackrest"
+        return
+    fi
+    # shellcheck source=/dev/null
+    suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    unpack "$suite" "$work/pgbackrest" libssh2-1 || unpack "$suite" "$work/pgbackrest" libssh2-1t64 ||
+        by_hand pgbackrest "Debian's package of libssh2, which pgBackRest needs, could not be fetched"
+    rm -rf "$peers/pgbackrest"
+    mv "$work/pgbackrest" "$peers/pgbackrest"
+    libraries=$(echo "$peers"/pgbackrest/usr/lib/*-linux-gnu)
+    cat >"$work/wrapper" <<END
+#!/bin/sh
+export LD_LIBRARY_PATH='$libraries'
+exec '$peers/pgbackrest/usr/bin/pgbackrest' "\$@"
+END
+    chmod 755 "$work/wrapper"
+    "$work/wrapper" version >/dev/null || by_hand pgbackrest "Debian's pgBackRest does not run on this system"
+    mv "$work/wrapper" "$peers/bin/pgbackrest"
+}
+
 mkdir -p "$peers/bin" || fail "$peers cannot be made: set STRONGROOM_TOOLS to a folder of yours"
 exec 9>"$peers/.lock"
 flock 9
 if [ $# -eq 0 ]; then set -- restic borg rustic; fi
 for peer in "$@"; do
     case $peer in
-        restic | borg | rustic) ;;
-        *) fail "no peer $peer: there are restic, borg and rustic" ;;
+        restic | borg | rustic | pgbackrest) ;;
+        *) fail "no peer $peer: there are restic, borg, rustic and pgbackrest" ;;
     esac
     if [ ! -x "$peers/bin/$peer" ]; then
         if [ -z "$work" ]; then
@@ -121,7 +147,7 @@ for peer in "$@"; do
 done
 for peer in "$@"; do
     case $peer in
-        restic) "$peers/bin/restic" version ;;
+        restic | pgbackrest) "$peers/bin/$peer" version ;;
         *) "$peers/bin/$peer" --version ;;
     esac
 done
