@@ -90,13 +90,22 @@ async fn open(config: &StoreConfig) -> anyhow::Result<Vault> {
 }
 
 impl IdentityArgs {
-    /// Reads the identity that is named, or configured.
-    pub(crate) fn read(&self, loaded: &Loaded) -> anyhow::Result<Identity> {
-        let path = self
-            .identity
+    fn path(&self, loaded: &Loaded) -> Option<PathBuf> {
+        self.identity
             .clone()
             .or_else(|| loaded.config.keys.identity_file.clone())
             .or_else(|| beside(loaded, "keys/identity.txt").filter(|path| path.is_file()))
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_named(&self, loaded: &Loaded) -> bool {
+        self.path(loaded).is_some()
+    }
+
+    /// Reads the identity that is named, or configured.
+    pub(crate) fn read(&self, loaded: &Loaded) -> anyhow::Result<Identity> {
+        let path = self
+            .path(loaded)
             .context("no identity is named: give --identity FILE, or set keys.identity_file")?;
         read_identity(&path)
     }

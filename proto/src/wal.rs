@@ -179,7 +179,8 @@ pub struct WalPiece {
     pub to: Lsn,
     /// The size of the cluster's segments, in bytes.
     pub segment_bytes: u32,
-    /// The server's clock when it sent the last byte, where it said: what was committed before lies before `to`.
+    /// The server's clock when it had nothing after a place in this piece: what was committed before lies before `to`.
+    /// `None` where it always had more, as for WAL that comes late, or did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_time: Option<DateTime<Utc>>,
 }
@@ -225,10 +226,10 @@ pub struct WalRange {
     pub from: Lsn,
     /// The place after its last byte.
     pub to: Lsn,
-    /// The server's clock when its first piece was sent.
+    /// The first such moment as `last_time` that is known.
     pub first_time: DateTime<Utc>,
-    /// The server's clock when it said that it had nothing after `to`, or sent the last piece: what was committed
-    /// before is in the range.
+    /// The server's clock when it last had nothing after what is in the range: what was committed before is in it. Not the
+    /// moment when WAL was sent, which for WAL that comes late is far from when it was written.
     pub last_time: DateTime<Utc>,
 }
 

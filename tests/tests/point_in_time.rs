@@ -210,6 +210,39 @@ async fn any_of_twenty_moments_comes_back(major: u32) {
     // It is a server of its own now.
     recovered.ask("INSERT INTO ledger VALUES (101, 'after')");
 
+    // One table, by way of a scratch server.
+    let tables = fleet.dir().join("tables");
+    let told = fleet
+        .strongroom(&[
+            "restore",
+            TARGET,
+            "--to",
+            &moments[9].lsn,
+            "--table",
+            "postgres.public.ledger",
+            "--destination",
+            &tables.display().to_string(),
+            "--wait",
+        ])
+        .unwrap();
+    assert_eq!(told.code, 0, "{}{}", told.stdout, told.stderr);
+    let dump = tables.join("postgres.public.ledger.dump");
+    let script = Command::new(source.bin_dir().join("pg_restore"))
+        .args(["-f", "-"])
+        .arg(&dump)
+        .output()
+        .unwrap();
+    let script = String::from_utf8(script.stdout).unwrap();
+    assert_eq!(script.lines().filter(|line| line.contains("\txxxx")).count(), 10);
+
+    // What would be done is said before anything is touched.
+    let told = fleet
+        .strongroom(&["restore", TARGET, "--to", "latest", "--preview"])
+        .unwrap();
+    assert_eq!(told.code, 0, "{}", told.stderr);
+    println!("{}", told.stdout);
+    assert!(told.stdout.contains("bkp-"), "{}", told.stdout);
+
     // What lies outside is refused with what can be had, and nothing is made.
     let beyond = fleet.dir().join("beyond");
     for to in ["2001-01-01T00:00:00Z", "FFFF/0", "2999-01-01T00:00:00Z"] {

@@ -1,23 +1,26 @@
 //! `strongroom catalog`: the catalog is an index of the vault, and can be made again from it.
 
+use std::sync::Arc;
+
 use clap::{Args, Subcommand};
 use strongroom_catalog::{Catalog, FinishedBackup, FinishedRestore, FinishedVerification, Taken};
 use strongroom_proto::BackupId;
+use strongroom_proto::wal::{SystemIdentifier, TimelineHistory, WalSource as _};
 use strongroom_runtime::Loaded;
-use strongroom_vault::{ReadError, Vault};
+use strongroom_vault::{ReadError, Vault, WalReader};
 
 use super::Outcome;
 use crate::render::{self, Tone};
-use crate::vault_access::StoreArgs;
+use crate::vault_access::{IdentityArgs, StoreArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CatalogCommand {
     /// Refill the catalog from the receipts in a vault
     ///
-    /// It takes the catalog's database, which may be new and empty, and the vault, and no key. What the catalog knows
+    /// It takes the catalog's database, which may be new and empty, and the vault, and needs no key. What the catalog knows
     /// already stays as it is, so it may be run again, and while everything runs. Schedules, restore points, the audit log,
-    /// annotations and how long backups are kept are not in the vault; where timelines of a cluster part comes back when its WAL is
-    /// received again. Exit code 2 when a receipt could not be trusted and was left out.
+    /// annotations and how long backups are kept are not in the vault. Where the timelines of a cluster part is read with an identity, or
+    /// comes back when its WAL is received again. Exit code 2 when a receipt could not be trusted and was left out.
     Rebuild(RebuildArgs),
 }
 
@@ -28,6 +31,8 @@ pub(crate) struct RebuildArgs {
     json: bool,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    identity: IdentityArgs,
 }
 
 /// What a rebuild did, by receipts.
@@ -38,6 +43,8 @@ struct Rebuilt {
     restores: Counts,
     /// Pieces of WAL that the vault holds.
     wal_pieces: u64,
+    /// Timelines of clusters whose history was read.
+    timelines: u64,
     left_out: Vec<LeftOut>,
 }
 
@@ -65,9 +72,17 @@ pub(crate) async fn run(loaded: &Loaded, command: CatalogCommand) -> anyhow::Res
     for id in vault.backups().await? {
         rebuilt.take_backup(&catalog, &vault, &id).await?;
     }
+    // Where timelines part is sealed; all else is found without.
+    let reader = match args.identity.is_named(loaded) {
+        true => Some(vault.wal_reader(Arc::new(args.identity.read(loaded)?))),
+        false => None,
+    };
     for (system, pieces) in vault.stored_wal().await? {
         catalog.add_stored_wal(vault.id(), system, &pieces).await?;
         rebuilt.wal_pieces += pieces.len() as u64;
+        if let Some(reader) = &reader {
+            rebuilt.timelines += take_histories(&catalog, &vault, reader, system).await?;
+        }
     }
     if args.json {
         render::print(&serde_json::to_string_pretty(&rebuilt)?)?;
@@ -79,6 +94,23 @@ pub(crate) async fn run(loaded: &Loaded, command: CatalogCommand) -> anyhow::Res
     } else {
         Outcome::Warning
     })
+}
+
+async fn take_histories(
+    catalog: &Catalog,
+    vault: &Vault,
+    reader: &WalReader,
+    system: SystemIdentifier,
+) -> anyhow::Result<u64> {
+    let mut taken = 0;
+    for timeline in reader.timelines(system).await? {
+        let text = reader.history(system, timeline).await?;
+        if let Some(history) = text.and_then(|text| TimelineHistory::parse(timeline, &text)) {
+            catalog.add_wal_history(vault.id(), system, &history).await?;
+            taken += 1;
+        }
+    }
+    Ok(taken)
 }
 
 impl Rebuilt {
@@ -169,7 +201,10 @@ fn text(rebuilt: &Rebuilt) -> String {
         lines.push(format!("{name}: {} added, {} known before", counts.added, counts.known));
     }
     if rebuilt.wal_pieces > 0 {
-        lines.push(format!("WAL: {} pieces in the vault", rebuilt.wal_pieces));
+        lines.push(format!(
+            "WAL: {} pieces in the vault, {} histories of timelines",
+            rebuilt.wal_pieces, rebuilt.timelines
+        ));
     }
     for left_out in &rebuilt.left_out {
         lines.push(format!(

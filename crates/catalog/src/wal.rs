@@ -3,6 +3,8 @@
 //! The vault's pieces are the truth; what is here is filled by whoever stores one, and again by a rebuild. Adding in any
 //! order, twice, or with overlaps comes to the same.
 
+use std::collections::VecDeque;
+
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{Postgres, Transaction};
@@ -31,8 +33,8 @@ impl Catalog {
     }
 
     /// Adds what a vault lists, for a catalog that was lost. The pieces' names tell no time of the server's, so that the
-    /// moment when each was stored stands for it: a range may seem to hold up to an interval more than it does, until
-    /// its stream goes on.
+    /// moments when they were stored stand for it: a range may seem to end some intervals earlier than it does, until its
+    /// stream goes on.
     pub async fn add_stored_wal(
         &self,
         vault: VaultId,
@@ -198,25 +200,41 @@ async fn join_range(
     Ok(())
 }
 
+/// So many pieces may be on their way into a vault at once.
+const UNDER_WAY: usize = 4;
+
 /// Pieces that touch, as one range.
+///
+/// What lies in a piece was written before it was stored, but what was written by then may lie in those after it, or nowhere. When a
+/// piece was cut, the one so many before it had been stored: until then, at least, the range lasts.
 fn joined(pieces: &[StoredPiece]) -> Vec<WalRange> {
     let mut pieces: Vec<&StoredPiece> = pieces.iter().filter(|piece| piece.from < piece.to).collect();
     pieces.sort_by_key(|piece| (piece.timeline, piece.from));
     let mut ranges: Vec<WalRange> = Vec::new();
+    let mut times: VecDeque<DateTime<Utc>> = VecDeque::new();
     for piece in pieces {
         match ranges.last_mut() {
             Some(last) if last.timeline == piece.timeline && piece.from <= last.to => {
                 last.to = last.to.max(piece.to);
                 last.first_time = last.first_time.min(piece.stored_at);
-                last.last_time = last.last_time.max(piece.stored_at);
             }
-            _ => ranges.push(WalRange {
-                timeline: piece.timeline,
-                from: piece.from,
-                to: piece.to,
-                first_time: piece.stored_at,
-                last_time: piece.stored_at,
-            }),
+            _ => {
+                times.clear();
+                ranges.push(WalRange {
+                    timeline: piece.timeline,
+                    from: piece.from,
+                    to: piece.to,
+                    first_time: piece.stored_at,
+                    last_time: piece.stored_at,
+                });
+            }
+        }
+        times.push_back(piece.stored_at);
+        if times.len() > UNDER_WAY + 1 {
+            times.pop_front();
+        }
+        if let (Some(range), Some(sure)) = (ranges.last_mut(), times.iter().min()) {
+            range.last_time = range.first_time.max(*sure);
         }
     }
     ranges

@@ -167,7 +167,8 @@ async fn a_lost_catalog_is_refilled_from_the_names_of_pieces() {
             .iter()
             .map(|r| (r.timeline, r.from.0, r.to.0, r.last_time))
             .collect();
-        assert_eq!(found, [(1, 0, 90, at(3)), (1, 95, 99, at(4)), (2, 90, 95, at(5))]);
+        // What was written when the second piece was stored may not be in either.
+        assert_eq!(found, [(1, 0, 90, at(1)), (1, 95, 99, at(4)), (2, 90, 95, at(5))]);
     }
 }
 

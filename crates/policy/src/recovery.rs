@@ -125,6 +125,13 @@ pub fn plan(clusters: &[Cluster], target: &RecoveryTarget, base: Option<&BackupI
     let Some((window, chosen)) = found.last() else {
         return Err(Refused::outside(target, survey));
     };
+    if let (RecoveryTarget::Latest, None, Some(timeline)) = (target, base, unknown_timeline(clusters, window)) {
+        return Err(Refused::UnknownHistory {
+            timeline,
+            reached: window.timeline(),
+            end: window.window.to.lsn,
+        });
+    }
     let mut notes = Vec::new();
     explain(target, window, chosen, &found, &survey, &mut notes);
     let facts = &chosen.facts;
@@ -197,6 +204,17 @@ impl<'a> Window<'a> {
             RecoveryTarget::Latest | RecoveryTarget::Immediate => latest(&mut bases),
         }
     }
+}
+
+/// The newest timeline after a window's that there is WAL of and whose history is not known.
+fn unknown_timeline(clusters: &[Cluster], window: &Window<'_>) -> Option<u32> {
+    let is_its = |cluster: &&Cluster| cluster.system_identifier == window.window.system_identifier;
+    let cluster = clusters.iter().find(is_its)?;
+    let is_known = |timeline| cluster.histories.iter().any(|history| history.timeline == timeline);
+    let timelines = cluster.ranges.iter().map(|range| range.timeline);
+    timelines
+        .filter(|timeline| *timeline > window.timeline() && !is_known(*timeline))
+        .max()
 }
 
 fn precedes(target: &RecoveryTarget, base: &ClusterFacts) -> bool {

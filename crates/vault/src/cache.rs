@@ -4,9 +4,10 @@
 //! the blocks that are as they were. Losing it costs the reading of everything once; a damaged one is noticed, block by
 //! block, by MACs under the writer key, and what it says is used only where the vault still holds the chunks.
 //!
-//! A header, then blocks: length, MAC, records. Records are in the order of the walk, depth first and sorted by name, so
-//! that reading the old file and writing the new one go along with the walk and take no memory. Where entries come in
-//! another order, [`directory`] says where the record of each lies. A note may follow the records.
+//! A header, then blocks: length, MAC, records. The header ends in random bytes and every MAC is over it, so that no
+//! block of another file of the same key is believed. Records are in the order of the walk, depth first and sorted by
+//! name, so that reading the old file and writing the new one go along with the walk and take no memory. Where entries
+//! come in another order, [`directory`] says where the record of each lies. A note may follow the records.
 
 mod directory;
 
@@ -14,6 +15,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use strongroom_proto::manifest::FileVersion;
 use strongroom_proto::{ChunkId, Sha256Digest, VaultId};
@@ -23,14 +25,20 @@ use crate::blocks::BlockDigest;
 use crate::keys::{MacKey, WriterKey};
 use crate::manifest::{Extent, Part};
 
-const MAGIC: &[u8; 24] = b"strongroom file cache 2\n";
+const MAGIC: &[u8; 24] = b"strongroom file cache 3\n";
 /// A block is closed at this size; a single record may be longer.
 const BLOCK_BYTES: usize = 256 * 1024;
 /// Nothing longer is believed.
 const BLOCK_MAX_BYTES: usize = 512 * 1024 * 1024;
 const MAC_BYTES: usize = 32;
+/// The random bytes that tell one cache file from another.
+const FILE_ID_BYTES: usize = 16;
+/// What a writer that was killed left beside the cache is removed after so long.
+const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// A note is no longer than this.
 const NOTE_BYTES: usize = 64 * 1024 * 1024;
+/// What the extension of a cache that is being written begins with.
+const TEMPORARY: &str = "new-";
 /// What a block that is a note begins with: no path is so long.
 const NOTE: [u8; 4] = u32::MAX.to_le_bytes();
 
@@ -76,6 +84,12 @@ impl Seal {
         }
     }
 
+    /// Of this file alone.
+    fn of_file(mut self, file_id: [u8; FILE_ID_BYTES]) -> Self {
+        self.header.extend_from_slice(&file_id);
+        self
+    }
+
     fn next_mac(&mut self, records: &[u8]) -> blake3::Hash {
         let mac = self.mac(self.next_block, records);
         self.next_block += 1;
@@ -117,13 +131,17 @@ impl CacheReader {
         };
         let seal = Seal::new(vault, writer_key);
         let mut header = vec![0; seal.header.len()];
-        if file.read_exact(&mut header).is_err() || header != seal.header {
+        let mut file_id = [0; FILE_ID_BYTES];
+        let read = file
+            .read_exact(&mut header)
+            .and_then(|()| file.read_exact(&mut file_id));
+        if read.is_err() || header != seal.header {
             tracing::info!(path = %path.display(), "the file cache is of another vault, key or version; every file is read again");
             return None;
         }
         Some(Self {
             file,
-            seal,
+            seal: seal.of_file(file_id),
             waiting: VecDeque::new(),
             chunks_ahead: Vec::new(),
             directory: None,
@@ -252,11 +270,13 @@ pub(crate) struct CacheWriter {
 
 impl CacheWriter {
     pub(crate) fn create(path: &Path, vault: VaultId, writer_key: &WriterKey) -> Self {
+        let mut file_id = [0; FILE_ID_BYTES];
+        rand::fill(&mut file_id);
         let mut writer = Self {
             path: path.to_owned(),
-            temporary: path.with_extension(format!("new-{}", uuid::Uuid::new_v4())),
+            temporary: path.with_extension(format!("{TEMPORARY}{}", uuid::Uuid::new_v4())),
             file: None,
-            seal: Seal::new(vault, writer_key),
+            seal: Seal::new(vault, writer_key).of_file(file_id),
             block: Vec::new(),
         };
         let created = writer.begin();
@@ -268,12 +288,37 @@ impl CacheWriter {
         use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
         if let Some(folder) = self.path.parent() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            if let Err(error) = self.remove_left_behind(folder) {
+                tracing::debug!(path = %folder.display(), %error, "what killed writers left behind could not be removed");
+            }
         }
         let mut options = std::fs::OpenOptions::new();
         // It names files that only their owner may be able to list.
         let mut file = options.write(true).create_new(true).mode(0o600).open(&self.temporary)?;
         file.write_all(&self.seal.header)?;
         self.file = Some(file);
+        Ok(())
+    }
+
+    /// Removes what writers of this cache that were killed left beside it.
+    fn remove_left_behind(&self, folder: &Path) -> io::Result<()> {
+        let ours = self.path.with_extension(TEMPORARY);
+        let Some(prefix) = ours.file_name().and_then(|name| name.to_str()) else {
+            return Ok(());
+        };
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let suffix = name.to_str().and_then(|name| name.strip_prefix(prefix));
+            if suffix.is_none_or(|suffix| uuid::Uuid::try_parse(suffix).is_err()) {
+                continue;
+            }
+            // One that a backup at work writes to is younger; so is one from a future that a clock jumped back from.
+            let age = entry.metadata()?.modified()?.elapsed();
+            if age.is_ok_and(|age| age > LEFT_BEHIND_AFTER) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
         Ok(())
     }
 
@@ -332,8 +377,11 @@ impl CacheWriter {
             _ => {}
         }
         self.noting(flushed);
-        if self.file.take().is_some() {
-            let renamed = std::fs::rename(&self.temporary, &self.path);
+        if let Some(file) = self.file.take() {
+            // Else a power loss may leave an empty one in the place of the last.
+            let renamed = file
+                .sync_data()
+                .and_then(|()| std::fs::rename(&self.temporary, &self.path));
             if let Err(error) = renamed {
                 let _ = std::fs::remove_file(&self.temporary);
                 tracing::warn!(path = %self.path.display(), %error, "the file cache cannot be put in place");
@@ -596,6 +644,69 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Where each block begins.
+    fn blocks(bytes: &[u8], header_bytes: usize) -> Vec<std::ops::Range<usize>> {
+        let mut blocks = Vec::new();
+        let mut at = header_bytes;
+        while at < bytes.len() {
+            let length = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+            blocks.push(at..at + 4 + MAC_BYTES + length);
+            at = blocks.last().unwrap().end;
+        }
+        blocks
+    }
+
+    #[test]
+    fn a_block_of_an_older_cache_of_the_same_target_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache");
+        let (vault, key) = (VaultId::fresh(), WriterKey::generate());
+        write(&path, vault, &key, 3_000);
+        let older = std::fs::read(&path).unwrap();
+        write(&path, vault, &key, 3_000);
+        let newer = std::fs::read(&path).unwrap();
+        let header_bytes = Seal::new(vault, &key).header.len() + FILE_ID_BYTES;
+        let blocks = blocks(&newer, header_bytes);
+        assert!(blocks.len() > 3, "{blocks:?}");
+        // The records are the same, and their blocks are not.
+        assert_eq!(older.len(), newer.len());
+        let second = blocks[1].clone();
+        let spliced = [&newer[..second.start], &older[second.clone()], &newer[second.end..]].concat();
+        std::fs::write(&path, spliced).unwrap();
+        let open = || CacheReader::open(&path, vault, &key).unwrap();
+        assert_eq!(open().find(b"d/000000"), Some(file(0)));
+        assert_eq!(open().find_anywhere(b"d/000000"), Some(file(0)));
+        assert_eq!(open().find(b"d/002999"), None);
+        assert_eq!(open().find_anywhere(b"d/002999"), None);
+        assert_eq!(open().note(), None);
+        std::fs::write(&path, &newer).unwrap();
+        assert_eq!(open().find(b"d/002999"), Some(file(2_999_u32 as u8)));
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_after_a_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache");
+        let (vault, key) = (VaultId::fresh(), WriterKey::generate());
+        let id = uuid::Uuid::new_v4();
+        let hours = |hours: u64| std::time::SystemTime::now() - Duration::from_secs(hours * 3_600);
+        let names = [
+            (format!("cache.new-{id}"), 25),
+            (format!("cache.new-{}", uuid::Uuid::new_v4()), 23),
+            (format!("other.new-{id}"), 25),
+            ("cache.new-notes".to_owned(), 25),
+        ];
+        for (name, age) in &names {
+            let left = File::create(folder.path().join(name)).unwrap();
+            left.set_modified(hours(*age)).unwrap();
+        }
+        write(&path, vault, &key, 10);
+        let is_there = |name: &str| folder.path().join(name).exists();
+        let left: Vec<bool> = names.iter().map(|(name, _)| is_there(name)).collect();
+        assert_eq!(left, [false, true, true, true]);
+        assert!(CacheReader::open(&path, vault, &key).is_some());
     }
 
     #[test]

@@ -539,6 +539,19 @@ impl ReadError {
         }
     }
 
+    /// Whether the object itself is not what it should be, so that another copy of what it holds may do.
+    pub(crate) const fn is_bad_object(&self) -> bool {
+        match self {
+            Self::Damaged { .. }
+            | Self::Malformed { .. }
+            | Self::BadSignature { .. }
+            | Self::Misplaced { .. }
+            | Self::NewerFormat { .. } => true,
+            Self::Store { source, .. } => matches!(source, StoreError::TooLarge { .. }),
+            _ => false,
+        }
+    }
+
     /// The read error that an error of [`std::io`] wraps, where it does: entries are read through `io::Result`.
     pub fn in_io_error(error: &io::Error) -> Option<&Self> {
         wrapped(error)
@@ -565,7 +578,11 @@ impl From<ReadError> for io::Error {
             ReadError::NoEntry { .. } | ReadError::NoBackup { .. } | ReadError::Missing { .. } => {
                 io::ErrorKind::NotFound
             }
-            ReadError::Store { .. } | ReadError::Interrupted { .. } => io::ErrorKind::Other,
+            // Longer than any such object is damage, too.
+            ReadError::Store { source, .. } if !matches!(source, StoreError::TooLarge { .. }) => io::ErrorKind::Other,
+            ReadError::Interrupted { .. } => io::ErrorKind::Other,
+            // It says nothing about the object.
+            ReadError::WrongIdentity { .. } => io::ErrorKind::PermissionDenied,
             _ => io::ErrorKind::InvalidData,
         };
         Self::new(kind, error)

@@ -3,6 +3,8 @@
 //! Every put is create-if-absent and confirmed: by the server's own SHA-256 check on S3, by reading back on a file
 //! system. [`Store::barrier`] makes everything put before it durable; on S3 each answered put already is.
 
+mod folder;
+
 use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
@@ -17,7 +19,6 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{
@@ -30,6 +31,7 @@ use strongroom_proto::Sha256Digest;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use self::folder::Folder;
 use crate::bucket::Bucket;
 use crate::error::StoreError;
 use crate::layout;
@@ -303,8 +305,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(folder_error(error)),
         }
-        let files =
-            LocalFileSystem::new_with_prefix(folder).map_err(|source| folder_error(io::Error::other(source)))?;
+        let files = Folder::open(folder).map_err(folder_error)?;
         self.sync.begin(folder).map_err(folder_error)?;
         self.objects = Some(Arc::new(files));
         Ok(())

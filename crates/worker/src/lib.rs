@@ -15,4 +15,5 @@ mod watched;
 pub use attempt::{AttemptContext, JobHandler, OnStop, Outcome, Progress, StopReason, WorkerOptions, run};
 pub use backup::{Description, TakeError, Taken, Writing, failed, software};
 pub use service::{Service, Vaulted, identity, store_config, writer_key};
+pub use strongroom_vault::WalWriter;
 pub use watched::{WatchedSink, WatchedSource};

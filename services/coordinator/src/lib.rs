@@ -13,6 +13,7 @@ mod reconcile;
 mod recovery;
 mod restores;
 mod schedules;
+mod streams;
 mod triggers;
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! The reconciler: a timed full scan without input that repairs whatever events missed: expired leases, lost work
-//! messages, verifications that are owed, holes in WAL.
+//! messages, verifications that are owed, holes in WAL, streams of it that nobody tends.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Refusal;
-use crate::{Coordinator, gaps};
+use crate::{Coordinator, gaps, streams};
 
 /// An attempt that nobody claimed for so long may have lost its message.
 const UNCLAIMED_SECONDS: u32 = 20;
@@ -25,6 +25,13 @@ const CHANGES_GATHERED: Duration = Duration::from_millis(100);
 /// Verifications that one scan asks for.
 const VERIFY_BATCH: u32 = 200;
 
+/// What earlier scans saw of clusters.
+#[derive(Default)]
+struct Clusters {
+    holes: gaps::Seen,
+    heard: streams::Heard,
+}
+
 pub(crate) async fn run(coordinator: &Coordinator, stop: &CancellationToken) {
     let config = &coordinator.loaded.config;
     let interval = Duration::from_secs(u64::from(config.coordinator.reconcile_seconds.max(1)));
@@ -33,10 +40,10 @@ pub(crate) async fn run(coordinator: &Coordinator, stop: &CancellationToken) {
     let grace = lease.min(Duration::from_secs(10)) + interval;
     let mut leases_count_from = Instant::now() + grace;
     let mut trim_next = Instant::now();
-    let mut holes = gaps::Seen::default();
+    let mut clusters = Clusters::default();
     loop {
         let trim = Instant::now() >= trim_next;
-        match scan(coordinator, &mut holes, Instant::now() >= leases_count_from, trim).await {
+        match scan(coordinator, &mut clusters, Instant::now() >= leases_count_from, trim).await {
             Ok(()) if trim => trim_next = Instant::now() + Duration::from_secs(3600),
             Ok(()) => {}
             Err(error) => {
@@ -62,7 +69,7 @@ pub(crate) async fn run(coordinator: &Coordinator, stop: &CancellationToken) {
     }
 }
 
-async fn scan(coordinator: &Coordinator, holes: &mut gaps::Seen, leases: bool, trim: bool) -> Result<(), Refusal> {
+async fn scan(coordinator: &Coordinator, clusters: &mut Clusters, leases: bool, trim: bool) -> Result<(), Refusal> {
     if leases {
         expire_leases(coordinator).await?;
     }
@@ -71,7 +78,8 @@ async fn scan(coordinator: &Coordinator, holes: &mut gaps::Seen, leases: bool, t
     if coordinator.loaded.config.coordinator.verify_after_backup {
         ask_for_verifications(coordinator).await?;
     }
-    gaps::close(coordinator, holes).await?;
+    gaps::close(coordinator, &mut clusters.holes).await?;
+    streams::watch(coordinator, &mut clusters.heard).await?;
     if trim {
         coordinator.catalog.trim_outbox(OUTBOX_DAYS).await?;
     }

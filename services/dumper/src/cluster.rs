@@ -86,6 +86,11 @@ impl Clusters {
             .await
     }
 
+    /// The next backup of the target reads everything: what the last one stored is of another past.
+    pub(crate) fn next_is_full(&self, target: &TargetName) {
+        self.locked().insert(target.clone());
+    }
+
     fn locked(&self) -> std::sync::MutexGuard<'_, HashSet<TargetName>> {
         self.need_full.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -194,13 +199,19 @@ impl Taking {
                 message,
                 retryable: true,
             };
-            if is_there().map_err(|error| retryable(one_line(&error)))? {
-                return Ok(());
-            }
+            // A catalog that is away for a moment is no reason to read everything again.
+            let away = match is_there() {
+                Ok(true) => return Ok(()),
+                Ok(false) => None,
+                Err(error) => Some(error),
+            };
             if context.stop().is_cancelled() {
                 return Err(retryable("the base backup was stopped".to_owned()));
             }
             if Instant::now() >= until {
+                if let Some(error) = away {
+                    return Err(retryable(one_line(&error)));
+                }
                 return Err(retryable(format!(
                     "the base backup of {} is not complete: {missing} after {} s; {advice}",
                     self.target,

@@ -30,7 +30,9 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<()> {
     let service = Service::connect(&loaded, WorkService::Dump).await?;
     let writing = Writing::open(&loaded.config, "dumper", &service.catalog).await?;
+    let clusters = Clusters::new(service.catalog.clone());
     let receivers = Receivers {
+        clusters: clusters.clone(),
         catalog: service.catalog.clone(),
         writing: writing.clone(),
         targets: service.targets.clone(),
@@ -41,7 +43,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     let receiving = tokio::spawn(receivers.run(shutdown.clone()));
     let dumper = Dumper {
         writing,
-        clusters: Clusters::new(service.catalog.clone()),
+        clusters,
         targets: service.targets.clone(),
         pg_bin_dirs: loaded.config.worker.pg_bin_dirs.clone(),
     };

@@ -1,8 +1,9 @@
 //! What a receiver has seen and the catalog has not been told: a few facts, however long the catalog is away.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use strongroom_catalog::WalProgress;
 use strongroom_connectors::postgres::physical::WalEvent;
 use strongroom_proto::wal::{SystemIdentifier, WalRange};
@@ -10,16 +11,19 @@ use strongroom_proto::wal::{SystemIdentifier, WalRange};
 use crate::receiver::IdleAt;
 
 /// What happened once, and is right again when a base backup is complete.
-pub(crate) const UNTIL_NEXT_BASE: [&str; 3] = [TIMELINE, MISSING, SLOT_LOST];
+pub(crate) const UNTIL_NEXT_BASE: [&str; 5] = [TIMELINE, MISSING, SLOT_LOST, TWO_HISTORIES, "wal_two_versions"];
+/// Two servers went on upon a timeline of the same number.
+pub(crate) const TWO_HISTORIES: &str = "wal_two_histories";
 const TIMELINE: &str = "wal_timeline";
 const MISSING: &str = "wal_missing";
 const SLOT_LOST: &str = "wal_slot_lost";
 
+/// Silence of so long is trouble, whether or not an error says why.
+const SILENCE_MAX: Duration = Duration::from_secs(45);
+
 /// Filled by the receiver, emptied by who tells the catalog.
-#[derive(Default)]
 pub(crate) struct Received(Mutex<State>);
 
-#[derive(Default)]
 struct State {
     system: Option<SystemIdentifier>,
     /// Durable ranges; those that touch are one.
@@ -28,13 +32,38 @@ struct State {
     progress: Option<WalProgress>,
     behind_bytes: Option<u64>,
     alerts: Vec<(&'static str, String)>,
-    /// Why receiving does not work, and since when.
-    trouble: Option<(String, Instant)>,
+    /// The server's clock when the vault last had everything.
+    level_at: Option<DateTime<Utc>>,
+    /// Why receiving did not work the last time.
+    error: Option<String>,
+    /// When something was stored, or the server had nothing.
+    well_at: Instant,
+}
+
+impl Default for Received {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            system: None,
+            ranges: Vec::new(),
+            idle: None,
+            progress: None,
+            behind_bytes: None,
+            alerts: Vec::new(),
+            level_at: None,
+            error: None,
+            well_at: Instant::now(),
+        }))
+    }
 }
 
 impl State {
+    fn is_well_at(&mut self, at: IdleAt) {
+        self.error = None;
+        self.well_at = Instant::now();
+        self.is_at(at);
+    }
+
     fn is_at(&mut self, (timeline, to, time): IdleAt) {
-        self.trouble = None;
         if let Some(system_identifier) = self.system {
             self.progress = Some(WalProgress {
                 system_identifier,
@@ -59,8 +88,9 @@ impl Received {
             WalEvent::Started { system, timeline, at, .. } => {
                 tracing::info!(%system, timeline, %at, "receiving WAL");
                 state.system = Some(system);
-                // It was reached: what is behind `at` is durable, or not there any more.
-                state.is_at((timeline, at, chrono::Utc::now()));
+                // It was reached, no more.
+                let level_at = state.level_at.unwrap_or(DateTime::UNIX_EPOCH);
+                state.is_at((timeline, at, level_at));
             }
             WalEvent::Stored {
                 timeline,
@@ -68,6 +98,9 @@ impl Received {
                 to,
                 server_time,
             } => {
+                // While the stream catches up, nobody knows until when the range holds everything.
+                state.level_at = server_time.or(state.level_at);
+                let server_time = state.level_at.unwrap_or(DateTime::UNIX_EPOCH);
                 match state.ranges.last_mut() {
                     Some(last) if last.timeline == timeline && last.to == from => {
                         last.to = to;
@@ -81,15 +114,16 @@ impl Received {
                         last_time: server_time,
                     }),
                 }
-                state.is_at((timeline, to, server_time));
+                state.is_well_at((timeline, to, server_time));
             }
             WalEvent::Idle {
                 timeline,
                 to,
                 server_time,
             } => {
+                state.level_at = Some(server_time);
                 state.idle = Some((timeline, to, server_time));
-                state.is_at((timeline, to, server_time));
+                state.is_well_at((timeline, to, server_time));
             }
             WalEvent::Switched { from, to, at } => {
                 tracing::info!(from, to, %at, "the cluster is on a new timeline");
@@ -118,13 +152,17 @@ impl Received {
     }
 
     pub(crate) fn failed(&self, message: String) {
-        let mut state = self.state();
-        let since = state.trouble.take().map_or_else(Instant::now, |(_, since)| since);
-        state.trouble = Some((message, since));
+        self.state().error = Some(message);
     }
 
-    pub(crate) fn trouble(&self) -> Option<(String, Instant)> {
-        self.state().trouble.clone()
+    /// Why receiving did not work the last time, while it has not worked since.
+    pub(crate) fn error(&self) -> Option<String> {
+        self.state().error.clone()
+    }
+
+    /// For how long nothing has come of it, where that is too long.
+    pub(crate) fn silent_for(&self) -> Option<Duration> {
+        Some(self.state().well_at.elapsed()).filter(|silence| *silence >= SILENCE_MAX)
     }
 
     pub(crate) fn system(&self) -> Option<SystemIdentifier> {
@@ -146,6 +184,10 @@ impl Received {
 
     pub(crate) fn take_idle(&self) -> Option<IdleAt> {
         self.state().idle.take()
+    }
+
+    pub(crate) fn alert(&self, kind: &'static str, message: String) {
+        self.state().alerts.push((kind, message));
     }
 
     pub(crate) fn take_alerts(&self) -> Vec<(&'static str, String)> {

@@ -4,22 +4,23 @@
 //! at once whatever the leases say. A catalog that is away is waited for: WAL goes on into the vault meanwhile.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use strongroom_catalog::{Catalog, LeaseState, WalClaim};
+use strongroom_catalog::{Catalog, CatalogError, LeaseState, WalClaim};
 use strongroom_connectors::postgres::physical::{self, ClusterTarget, ReceiveError, ReceiveOptions};
 use strongroom_proto::wal::{Lsn, StoredPiece, SystemIdentifier, TimelineHistory, WalPiece, WalSink};
 use strongroom_proto::{TargetName, VaultId};
 use strongroom_runtime::entry::one_line;
 use strongroom_runtime::{TargetBook, TargetConfig, WalTransport};
-use strongroom_worker::Writing;
+use strongroom_worker::{WalWriter, Writing};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::cluster;
-use crate::received::Received;
+use crate::cluster::{Clusters, cluster};
+use crate::received::{Received, TWO_HISTORIES};
 
 /// How often the targets are looked at.
 const TARGETS_EVERY: Duration = Duration::from_secs(1);
@@ -31,8 +32,12 @@ const NOTE_EVERY: Duration = Duration::from_millis(250);
 const SLOT_EVERY: Duration = Duration::from_secs(15);
 /// A server that keeps more than this for the slot may fill its disk.
 const BEHIND_MAX_BYTES: u64 = 4 * 1024 * 1024 * 1024;
-/// An error that lasts so long is an alert; less is a restart of the server.
-const ALERT_AFTER: Duration = Duration::from_secs(20);
+/// How long the server may take to answer.
+const SLOT_WITHIN: Duration = Duration::from_secs(10);
+/// WAL that is not received, whatever the reason.
+const NOT_RECEIVED: &str = "wal_not_received";
+/// WAL that the server has to keep.
+const BEHIND: &str = "wal_behind";
 
 /// What all receivers of a dumper share.
 #[derive(Clone)]
@@ -43,6 +48,7 @@ pub(crate) struct Receivers {
     pub(crate) pool: String,
     pub(crate) worker: String,
     pub(crate) lease_seconds: u32,
+    pub(crate) clusters: Clusters,
 }
 
 impl Receivers {
@@ -67,6 +73,11 @@ impl Receivers {
                 if let Some((_, stop, task)) = running.remove(&name) {
                     stop.cancel();
                     ended(&name, task).await;
+                }
+                if !wanted.contains_key(&name) {
+                    for kind in [NOT_RECEIVED, BEHIND] {
+                        self.clear(&name, kind).await;
+                    }
                 }
             }
             for (name, config) in wanted {
@@ -119,62 +130,127 @@ impl Receivers {
 
     /// Receives as long as the claim is held.
     async fn hold(&self, claim: &WalClaim, cluster: &ClusterTarget, config: &TargetConfig, stop: &CancellationToken) {
-        let target = &claim.target;
-        let vault = self.writing.vault_id();
-        let sink: Arc<dyn WalSink> = Arc::new(NotingSink {
+        let received = Arc::new(Received::default());
+        let sink = Arc::new(NotingSink {
             inner: self.writing.wal_writer(),
             catalog: self.catalog.clone(),
-            vault,
+            vault: self.writing.vault_id(),
+            received: Arc::clone(&received),
+            untold: Mutex::default(),
         });
-        let received = Received::default();
         // Ends with the claim.
         let held = stop.child_token();
-        let noting = self.note(claim, cluster, &received, &held);
-        let receiving = async {
-            while !held.is_cancelled() {
-                let options = ReceiveOptions {
-                    interval: config.wal_interval(),
-                    expected_system: self.known_system(target).await,
-                };
-                let events = |event| received.take(event);
-                let ended = physical::receive(cluster, Arc::clone(&sink), options, &events, held.cancelled()).await;
-                match ended {
-                    Ok(ended) => {
-                        tracing::info!(%target, timeline = ended.timeline, at = %ended.at, "stopped receiving WAL")
+        tokio::join!(
+            self.receive(claim, cluster, config, &sink, &held),
+            self.note(claim, &received, &sink, &held),
+            self.watch_slot(claim, cluster, &held),
+        );
+        // What came while it ended. The vault has it, whoever holds the claim now.
+        self.note_ranges(claim, &received).await;
+        sink.tell_histories().await;
+    }
+
+    async fn receive(
+        &self,
+        claim: &WalClaim,
+        cluster: &ClusterTarget,
+        config: &TargetConfig,
+        sink: &Arc<NotingSink>,
+        held: &CancellationToken,
+    ) {
+        let target = &claim.target;
+        let received = &sink.received;
+        let mut has_compared = false;
+        while !held.is_cancelled() {
+            let known = match self.known_stream(target).await {
+                Ok(known) => known,
+                // Without knowing whose WAL it has to be, none is taken.
+                Err(error) if received.system().is_none() => {
+                    tracing::info!(%target, error = %one_line(&error), "receiving its WAL waits");
+                    pause(AGAIN_AFTER, held).await;
+                    continue;
+                }
+                Err(_) => (received.system(), None),
+            };
+            if let ((Some(system), Some(timeline)), false) = (known, has_compared) {
+                has_compared = self.add_stored(target, sink, system, timeline).await;
+            }
+            let options = ReceiveOptions {
+                interval: config.wal_interval(),
+                expected_system: known.0,
+            };
+            let events = |event| received.take(event);
+            let receiving = Arc::clone(sink) as Arc<dyn WalSink>;
+            match physical::receive(cluster, receiving, options, &events, held.cancelled()).await {
+                Ok(ended) => {
+                    tracing::info!(%target, timeline = ended.timeline, at = %ended.at, "stopped receiving WAL")
+                }
+                Err(ReceiveError::Stopped) => {}
+                Err(error) => {
+                    if matches!(error, ReceiveError::OtherHistory { .. }) {
+                        self.clusters.next_is_full(target);
                     }
-                    Err(ReceiveError::Stopped) => {}
-                    Err(error) => {
-                        let message = one_line(&error);
-                        tracing::warn!(%target, error = message, "receiving WAL failed");
-                        received.failed(message);
-                        pause(AGAIN_AFTER, &held).await;
-                    }
+                    let message = one_line(&error);
+                    tracing::warn!(%target, error = message, "receiving WAL failed");
+                    received.failed(message);
+                    pause(AGAIN_AFTER, held).await;
                 }
             }
-        };
-        tokio::join!(receiving, noting);
-    }
-
-    /// The cluster whose WAL this target has been until now; none before its first.
-    async fn known_system(&self, target: &TargetName) -> Option<SystemIdentifier> {
-        let stream = self.catalog.wal_stream(target).await.ok().flatten();
-        if let Some(system) = stream.and_then(|stream| stream.view.system_identifier) {
-            return Some(system);
         }
-        let backups = self.catalog.cluster_backups(target).await.ok()?;
-        backups.last().map(|backup| backup.facts.system_identifier)
     }
 
-    /// Writes what was received into the catalog and keeps the lease, until the end has been written.
-    async fn note(&self, claim: &WalClaim, cluster: &ClusterTarget, received: &Received, held: &CancellationToken) {
+    /// The cluster whose WAL this target has been until now, none before its first, and the timeline.
+    async fn known_stream(&self, target: &TargetName) -> Result<(Option<SystemIdentifier>, Option<u32>), CatalogError> {
+        if let Some(stream) = self.catalog.wal_stream(target).await?
+            && stream.view.system_identifier.is_some()
+        {
+            return Ok((stream.view.system_identifier, stream.view.timeline));
+        }
+        let backups = self.catalog.cluster_backups(target).await?;
+        let last = backups.last();
+        Ok((
+            last.map(|backup| backup.facts.system_identifier),
+            last.map(|backup| backup.facts.timeline),
+        ))
+    }
+
+    /// Tells the catalog of what a receiver stored that could not tell it any more.
+    async fn add_stored(
+        &self,
+        target: &TargetName,
+        sink: &NotingSink,
+        system: SystemIdentifier,
+        timeline: u32,
+    ) -> bool {
+        let pieces = match sink.pieces(system, timeline).await {
+            Ok(pieces) => pieces,
+            Err(error) => {
+                tracing::info!(%target, %error, "the vault's WAL was not compared with the catalog's");
+                return false;
+            }
+        };
+        let added = self
+            .catalog
+            .add_stored_wal(self.writing.vault_id(), system, &pieces)
+            .await;
+        if let Err(error) = &added {
+            tracing::info!(%target, error = %one_line(error), "the vault's WAL was not compared with the catalog's");
+        }
+        added.is_ok()
+    }
+
+    /// Writes what was received into the catalog and keeps the lease.
+    async fn note(&self, claim: &WalClaim, received: &Received, sink: &NotingSink, held: &CancellationToken) {
         let renew_every = Duration::from_secs(u64::from(self.lease_seconds)) / 3;
-        let mut renewed = tokio::time::Instant::now() - renew_every;
-        let mut slot_looked_at = tokio::time::Instant::now();
-        loop {
-            let is_last = held.is_cancelled();
+        let mut renewed = None::<tokio::time::Instant>;
+        let mut told = None;
+        // What an earlier holder raised is cleared once.
+        let mut is_alarmed = true;
+        while !held.is_cancelled() {
             let has_news = self.note_ranges(claim, received).await;
-            if has_news || renewed.elapsed() >= renew_every {
-                let progress = received.progress();
+            sink.tell_histories().await;
+            let progress = received.progress();
+            if has_news || progress != told || renewed.is_none_or(|at| at.elapsed() >= renew_every) {
                 match self
                     .catalog
                     .renew_wal_stream(claim, self.lease_seconds, progress.as_ref())
@@ -186,20 +262,21 @@ impl Receivers {
                         return;
                     }
                     // Nobody can ask a stream to stop; its target is taken out of the configuration.
-                    Ok(LeaseState::Held | LeaseState::CancelRequested) => renewed = tokio::time::Instant::now(),
+                    Ok(LeaseState::Held | LeaseState::CancelRequested) => {
+                        renewed = Some(tokio::time::Instant::now());
+                        told = progress;
+                    }
                     Err(error) => {
-                        tracing::info!(target = %claim.target, error = %one_line(&error), "the catalog is behind on its WAL")
+                        tracing::info!(target = %claim.target, error = %one_line(&error), "the catalog is behind on its WAL");
                     }
                 }
+                if let Some(error) = received.error()
+                    && let Err(error) = self.catalog.fail_wal_stream(claim, &error).await
+                {
+                    tracing::info!(target = %claim.target, error = %one_line(&error), "the catalog is behind on its WAL");
+                }
             }
-            self.note_trouble(claim, received).await;
-            if slot_looked_at.elapsed() >= SLOT_EVERY {
-                slot_looked_at = tokio::time::Instant::now();
-                self.look_at_slot(&claim.target, cluster).await;
-            }
-            if is_last {
-                return;
-            }
+            is_alarmed = self.note_trouble(&claim.target, received, is_alarmed).await;
             pause(NOTE_EVERY, held).await;
         }
     }
@@ -229,47 +306,63 @@ impl Receivers {
         has_news
     }
 
-    async fn note_trouble(&self, claim: &WalClaim, received: &Received) {
-        let target = &claim.target;
+    /// Raises what there is to raise, and says whether the alert about nothing being received stands.
+    async fn note_trouble(&self, target: &TargetName, received: &Received, is_alarmed: bool) -> bool {
         for (kind, message) in received.take_alerts() {
             tracing::warn!(%target, kind, message, "alert");
             // Each time is an alert of its own.
             self.clear(target, kind).await;
-            self.raise(target, kind, &message).await;
-        }
-        match received.trouble() {
-            Some((message, since)) => {
-                if let Err(error) = self.catalog.fail_wal_stream(claim, &message).await {
-                    tracing::info!(%target, error = %one_line(&error), "the catalog is behind on its WAL");
-                }
-                if since.elapsed() >= ALERT_AFTER {
-                    let message = format!(
-                        "WAL of {target} has not been received for {} s: {message}; until it is, what is committed there can be \
-                         lost with the server, and the server's disk fills up with WAL that it keeps for the slot",
-                        since.elapsed().as_secs()
-                    );
-                    self.raise(target, "wal_not_received", &message).await;
-                }
+            if !self.raise(target, kind, &message).await {
+                received.alert(kind, message);
+                break;
             }
-            None => self.clear(target, "wal_not_received").await,
+        }
+        let Some(silence) = received.silent_for() else {
+            return is_alarmed && !self.clear(target, NOT_RECEIVED).await;
+        };
+        if is_alarmed {
+            return true;
+        }
+        let why = received
+            .error()
+            .unwrap_or_else(|| "the server or the vault does not answer".to_owned());
+        let message = format!(
+            "WAL of {target} has not been received for {} s: {why}; until it is, what is committed there can be lost with the \
+             server, and the server's disk fills up with WAL that it keeps for the slot",
+            silence.as_secs()
+        );
+        self.raise(target, NOT_RECEIVED, &message).await
+    }
+
+    async fn watch_slot(&self, claim: &WalClaim, cluster: &ClusterTarget, held: &CancellationToken) {
+        loop {
+            pause(SLOT_EVERY, held).await;
+            if held.is_cancelled() {
+                return;
+            }
+            self.look_at_slot(&claim.target, cluster).await;
         }
     }
 
     async fn look_at_slot(&self, target: &TargetName, cluster: &ClusterTarget) {
         let asked = {
             let cluster = cluster.clone();
-            tokio::task::spawn_blocking(move || physical::check_slot(&cluster)).await
+            tokio::task::spawn_blocking(move || physical::check_slot(&cluster))
         };
-        let facts = match asked {
-            Ok(Ok(Some(facts))) => facts,
+        let facts = match tokio::time::timeout(SLOT_WITHIN, asked).await {
+            Ok(Ok(Ok(Some(facts)))) => facts,
             // The receiver says what is wrong.
-            Ok(Ok(None)) => return,
-            Ok(Err(error)) => {
-                tracing::debug!(%target, error = %one_line(&error), "the slot could not be looked at");
+            Ok(Ok(Ok(None))) => return,
+            Ok(Ok(Err(error))) => {
+                tracing::info!(%target, error = %one_line(&error), "how much WAL the server keeps could not be asked: it needs an ordinary log-in");
                 return;
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 tracing::error!(%target, %error, "looking at the slot panicked");
+                return;
+            }
+            Err(_) => {
+                tracing::info!(%target, "the server did not say in time how much WAL it keeps");
                 return;
             }
         };
@@ -287,22 +380,28 @@ impl Receivers {
                 cluster.slot,
                 cluster.slot
             );
-            self.raise(target, "wal_behind", &message).await;
+            self.raise(target, BEHIND, &message).await;
         } else {
-            self.clear(target, "wal_behind").await;
+            self.clear(target, BEHIND).await;
         }
     }
 
-    async fn raise(&self, target: &TargetName, kind: &str, message: &str) {
-        if let Err(error) = self.catalog.raise_alert(target, kind, message).await {
-            tracing::error!(%target, kind, message, error = %one_line(&error), "an alert could not be raised");
+    /// Whether the alert stands.
+    async fn raise(&self, target: &TargetName, kind: &str, message: &str) -> bool {
+        let raised = self.catalog.raise_alert(target, kind, message).await;
+        if let Err(error) = &raised {
+            tracing::error!(%target, kind, message, error = %one_line(error), "an alert could not be raised");
         }
+        raised.is_ok()
     }
 
-    async fn clear(&self, target: &TargetName, kind: &str) {
-        if let Err(error) = self.catalog.clear_alert(target, kind).await {
-            tracing::info!(%target, kind, error = %one_line(&error), "an alert could not be cleared");
+    /// Whether it is cleared.
+    async fn clear(&self, target: &TargetName, kind: &str) -> bool {
+        let cleared = self.catalog.clear_alert(target, kind).await;
+        if let Err(error) = &cleared {
+            tracing::info!(%target, kind, error = %one_line(error), "an alert could not be cleared");
         }
+        cleared.is_ok()
     }
 }
 
@@ -319,32 +418,62 @@ async fn pause(time: Duration, stop: &CancellationToken) {
     }
 }
 
-/// Stores WAL, and notes the histories of timelines in the catalog.
-struct NotingSink<S> {
-    inner: S,
+/// Stores WAL, and the histories of timelines once each, of which the catalog is told when it is there.
+struct NotingSink {
+    inner: WalWriter,
     catalog: Catalog,
     vault: VaultId,
+    received: Arc<Received>,
+    untold: Mutex<Vec<(SystemIdentifier, TimelineHistory)>>,
+}
+
+impl NotingSink {
+    fn untold(&self) -> MutexGuard<'_, Vec<(SystemIdentifier, TimelineHistory)>> {
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn tell_histories(&self) {
+        let untold = std::mem::take(&mut *self.untold());
+        for (system, history) in untold {
+            if let Err(error) = self.catalog.add_wal_history(self.vault, system, &history).await {
+                tracing::info!(%system, timeline = history.timeline, error = %one_line(&error), "the catalog does not know the history of a timeline yet");
+                self.untold().push((system, history));
+            }
+        }
+    }
 }
 
 #[async_trait]
-impl<S: WalSink> WalSink for NotingSink<S> {
-    async fn put(&self, piece: &WalPiece, bytes: Vec<u8>) -> std::io::Result<()> {
+impl WalSink for NotingSink {
+    async fn put(&self, piece: &WalPiece, bytes: Vec<u8>) -> io::Result<()> {
         self.inner.put(piece, bytes).await
     }
 
-    async fn put_history(&self, system: SystemIdentifier, timeline: u32, text: &str) -> std::io::Result<()> {
-        self.inner.put_history(system, timeline, text).await?;
+    async fn put_history(&self, system: SystemIdentifier, timeline: u32, text: &str) -> io::Result<()> {
         let history = TimelineHistory::parse(timeline, text)
-            .ok_or_else(|| std::io::Error::other(format!("the history of timeline {timeline} is not one")))?;
-        // Receiving begins again, and with it this, until the catalog knows.
-        self.catalog
-            .add_wal_history(self.vault, system, &history)
-            .await
-            .map(|_| ())
-            .map_err(std::io::Error::other)
+            .ok_or_else(|| io::Error::other(format!("the history of timeline {timeline} is not one")))?;
+        // A catalog that is away does not keep WAL from the vault.
+        let known = self.catalog.wal_histories(self.vault, system).await.unwrap_or_default();
+        match known.iter().find(|known| known.timeline == timeline) {
+            Some(known) if *known == history => return Ok(()),
+            Some(_) => {
+                let message = format!(
+                    "two servers of cluster {system} went on upon timeline {timeline}, from different places: the vault keeps the WAL of \
+                     the first and takes none of this one; see which is the right one, and stop the other. Where it is this one, \
+                     declare it as a target of its own with another vault"
+                );
+                self.received.alert(TWO_HISTORIES, message.clone());
+                return Err(io::Error::other(message));
+            }
+            None => {}
+        }
+        self.inner.put_history(system, timeline, text).await?;
+        self.untold().push((system, history));
+        self.tell_histories().await;
+        Ok(())
     }
 
-    async fn pieces(&self, system: SystemIdentifier, timeline: u32) -> std::io::Result<Vec<StoredPiece>> {
+    async fn pieces(&self, system: SystemIdentifier, timeline: u32) -> io::Result<Vec<StoredPiece>> {
         self.inner.pieces(system, timeline).await
     }
 }

@@ -13,7 +13,7 @@ use strongroom_connectors::postgres::wal::{FetchBucket, FetchSettings, Hidden};
 use strongroom_proto::JobId;
 use strongroom_proto::manifest::EntrySource;
 use strongroom_proto::receipt::Check;
-use strongroom_proto::wal::{ClusterFacts, Leave, Recovery, RecoveryTarget, WalSource};
+use strongroom_proto::wal::{ClusterFacts, Leave, Lsn, Recovery, RecoveryTarget, WalSource};
 use strongroom_runtime::Config;
 use strongroom_runtime::entry::one_line;
 use tokio::runtime::Handle;
@@ -80,18 +80,15 @@ impl Physical {
         }
     }
 
-    fn wal(&self) -> Arc<VaultWal> {
-        Arc::new(VaultWal::new(
-            self.source.clone(),
-            self.facts.system_identifier,
-            self.facts.segment_bytes,
-            self.runtime.clone(),
-        ))
+    fn wal(&self, wal_end: Option<Lsn>) -> Arc<VaultWal> {
+        let (system, segment_bytes) = (self.facts.system_identifier, self.facts.segment_bytes);
+        let wal = VaultWal::new(self.source.clone(), system, segment_bytes, self.runtime.clone());
+        Arc::new(wal.up_to(wal_end))
     }
 
     /// Recovers it in scratch space.
     pub(crate) fn drill(&self, source: &dyn EntrySource, drill: &DrillConfig) -> Result<Vec<Check>, RestoreFailed> {
-        drill_cluster(source, &self.facts, self.wal(), drill, &mut told).map_err(|error| recovery_failed(&error))
+        drill_cluster(source, &self.facts, self.wal(None), drill, &mut told).map_err(|error| recovery_failed(&error))
     }
 
     /// Recovers it at its destination.
@@ -124,7 +121,7 @@ impl Physical {
             facts: &self.facts,
             recovery: &recovery,
             destination,
-            wal: self.wal(),
+            wal: self.wal(recovery.wal_end),
             restore_command: later.as_ref().map(|later| later.command.as_str()),
             bin_dirs: &drill.bin_dirs,
             scratch_dir: &drill.scratch_dir,

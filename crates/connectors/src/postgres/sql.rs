@@ -41,6 +41,15 @@ impl SqlError {
         }
     }
 
+    /// As a server would answer.
+    #[cfg(test)]
+    pub(crate) fn answer(message: &str, code: Option<&str>) -> Self {
+        Self {
+            message: message.to_owned(),
+            code: code.map(str::to_owned),
+        }
+    }
+
     fn of(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::Database(database) => Self {

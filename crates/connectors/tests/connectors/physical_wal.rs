@@ -1,6 +1,7 @@
 //! Following the WAL of real servers: through crashes, promotions and lost slots.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use strongroom_connectors::postgres::Cluster;
@@ -27,7 +28,7 @@ fn write(server: &Postgres) -> Lsn {
 }
 
 #[test]
-fn a_killed_server_leaves_neither_hole_nor_overlap() {
+fn a_killed_server_leaves_neither_a_hole_nor_two_versions() {
     for major in MAJORS {
         let server = start_writing(major, &[("fsync", "on"), ("wal_keep_size", "1GB")]);
         let wal = MemoryWal::new();
@@ -132,6 +133,84 @@ fn what_a_failing_store_refused_comes_again() {
     wal.compare_with(1, &server.data_dir());
 }
 
+/// What the server writes while nobody receives; gives back where that begins and ends.
+fn write_unseen(server: &Postgres, wal: &Arc<MemoryWal>) -> (Lsn, Lsn) {
+    let receiving = Receiving::start(target(server), wal);
+    receiving.wait_stored(1, write(server));
+    let from = receiving.stop().unwrap().at;
+    for _ in 0..40 {
+        write(server);
+    }
+    server.psql("postgres", "CHECKPOINT").unwrap();
+    (from, lsn(server, END))
+}
+
+#[test]
+fn names_of_objects_alone_make_no_receiver_skip_wal() {
+    let server = start_writing(15, &[("fsync", "off"), ("autovacuum", "off")]);
+    let wal = MemoryWal::new();
+    let (from, to) = write_unseen(&server, &wal);
+    let segment = |number: u64| Lsn(((to.0 >> 24) + number) << 24);
+    // What a power loss tore, and what somebody made who may do no more than make objects.
+    *wal.hollow.lock().unwrap() = vec![(from, to), (segment(2), segment(3)), (segment(9999), segment(10000))];
+    let receiving = Receiving::start(target(&server), &wal);
+    for _ in 0..60 {
+        write(&server);
+    }
+    receiving.wait_stored(1, write(&server));
+    receiving.stop().unwrap();
+    assert!(wal.end(1) > segment(3));
+    wal.compare_with(1, &server.data_dir());
+}
+
+#[test]
+fn a_vault_that_is_ahead_of_its_server_is_told() {
+    let server = start_writing(15, &[("fsync", "off")]);
+    let wal = MemoryWal::new();
+    let (from, to) = write_unseen(&server, &wal);
+    let ahead = Lsn(to.0 + (64 << 20));
+    *wal.hollow.lock().unwrap() = vec![(from, to), (to, ahead)];
+    let error = Receiving::start(target(&server), &wal).ended().unwrap_err();
+    assert!(
+        matches!(error, ReceiveError::OtherHistory { at, timeline: 1, .. } if at == ahead),
+        "{error}"
+    );
+}
+
+#[test]
+fn wal_that_comes_late_does_not_claim_to_reach_the_present() {
+    let server = start_writing(15, &[("fsync", "off"), ("autovacuum", "off")]);
+    let wal = MemoryWal::new();
+    let (_, end) = write_unseen(&server, &wal);
+    let written = server.psql("postgres", "SELECT clock_timestamp()").unwrap();
+    let written = chrono::DateTime::parse_from_str(&written, "%Y-%m-%d %H:%M:%S%.f%#z").unwrap();
+    let receiving = Receiving::start(target(&server), &wal);
+    receiving.wait_stored(1, end);
+    // A fresh one shows that it is known again.
+    let end_now = write(&server);
+    receiving.wait("a time of the server's", |event| match event {
+        WalEvent::Stored { to, server_time, .. } if *to >= end_now => server_time.filter(|time| *time > written),
+        _ => None,
+    });
+    let events = receiving.events.lock().unwrap().clone();
+    receiving.stop().unwrap();
+    let late: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            WalEvent::Stored { to, server_time, .. } if *to < end => Some(*server_time),
+            _ => None,
+        })
+        .collect();
+    assert!(late.len() > 1, "{events:?}");
+    assert_eq!(late, vec![None; late.len()]);
+    let pieces = wal.pieces.lock().unwrap();
+    assert!(
+        pieces
+            .iter()
+            .all(|(piece, _)| piece.to >= end || piece.server_time.is_none_or(|time| time < written))
+    );
+}
+
 #[test]
 fn a_promoted_standby_is_followed_to_its_timeline() {
     for major in MAJORS {
@@ -214,7 +293,7 @@ fn recycle(server: &Postgres) {
 
 fn gap(receiving: &Receiving) -> (Lsn, Lsn) {
     receiving.wait("a gap", |event| match event {
-        WalEvent::Gap { timeline: 1, from, to } => Some((*from, *to)),
+        WalEvent::Gap { from, to, .. } => Some((*from, *to)),
         _ => None,
     })
 }
@@ -257,6 +336,37 @@ fn a_dropped_slot_and_the_gap_behind_it_are_told() {
         let pieces = wal.pieces.lock().unwrap();
         assert!(pieces.iter().all(|(piece, _)| piece.to <= from || piece.from >= to));
     }
+}
+
+#[test]
+fn a_receiver_that_begins_anew_stores_a_history_once() {
+    let server = start_writing(
+        15,
+        &[("fsync", "off"), ("max_wal_size", "32MB"), ("min_wal_size", "32MB")],
+    );
+    server.kill().unwrap();
+    let signal = server.data_dir().join("standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    give(&signal, &server.data_dir());
+    server.restart().unwrap();
+    server.psql("postgres", "SELECT pg_promote()").unwrap();
+    let wal = MemoryWal::new();
+    let receiving = Receiving::start(target(&server), &wal);
+    receiving.wait_stored(2, write(&server));
+    receiving.stop().unwrap();
+    assert_eq!(wal.histories_put.load(Ordering::SeqCst), 1);
+    let drop_slot = "SELECT pg_drop_replication_slot('strongroom')";
+    wait_for("the receiver's end on the server", WITHIN, || {
+        server.psql("postgres", drop_slot).ok()
+    })
+    .unwrap();
+    recycle(&server);
+    let receiving = Receiving::start(target(&server), &wal);
+    // It is asked for in vain, so that the connection is made twice.
+    gap(&receiving);
+    receiving.wait_stored(2, write(&server));
+    receiving.stop().unwrap();
+    assert_eq!(wal.histories_put.load(Ordering::SeqCst), 2, "once for each receiver");
 }
 
 #[test]

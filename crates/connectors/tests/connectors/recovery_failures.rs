@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 
 use strongroom_connectors::postgres::DrillConfig;
 use strongroom_connectors::postgres::ServerBinaries;
-use strongroom_connectors::postgres::recovery::{RecoveryError, RecoveryRequest, drill_cluster, recover};
+use strongroom_connectors::postgres::recovery::{
+    RecoveryError, RecoveryProgress, RecoveryRequest, drill_cluster, recover,
+};
 use strongroom_proto::receipt::CheckOutcome;
 use strongroom_proto::wal::{Leave, Lsn, Recovery, RecoveryTarget, SystemIdentifier, WalSegment};
 
@@ -68,6 +70,38 @@ fn an_outage_of_the_store_never_ends_in_a_promoted_server_and_the_next_try_goes_
             assert_eq!(server.sql("postgres", "SELECT count(*) FROM ledger"), "20", "{target}");
         }
     }
+}
+
+#[test]
+fn another_try_never_makes_a_standby_of_a_folder_that_is_promoted() {
+    let source = Source::start(oldest());
+    let (backup, facts) = source.base_backup();
+    let end = source.archive_all();
+    let recovery = to(RecoveryTarget::Latest, Some(end));
+    let (dir, scratch) = (passable_dir(), passable_dir());
+    let data = dir.path().join("data");
+    let bin_dirs = extra_dirs();
+    let request = RecoveryRequest {
+        facts: &facts,
+        recovery: &recovery,
+        destination: &data,
+        wal: FolderWal::of(&source),
+        restore_command: None,
+        bin_dirs: &bin_dirs,
+        scratch_dir: scratch.path(),
+        mark: "one",
+    };
+    let mark = data.join("strongroom-recovery");
+    let mut seen = Vec::new();
+    recover(&backup, &request, &mut |progress| match progress {
+        RecoveryProgress::Replaying { .. } => assert!(mark.exists(), "until then it may be gone on with"),
+        RecoveryProgress::Promoting => seen.push(mark.exists()),
+        _ => {}
+    })
+    .unwrap();
+    assert_eq!(seen, [false], "taken away before the server is promoted");
+    let again = recover(&backup, &request, &mut |_| {}).unwrap_err();
+    assert!(matches!(again, RecoveryError::NotEmpty { .. }), "{again}");
 }
 
 #[test]

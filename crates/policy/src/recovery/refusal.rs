@@ -33,6 +33,20 @@ pub enum Refused {
         /// What can be recovered.
         windows: Vec<RecoveryWindow>,
     },
+    /// The newest WAL is of a timeline that nothing is known to lead to.
+    #[error(
+        "the latest moment cannot be recovered: the vault holds WAL of timeline {timeline}, whose history is not known \
+         here, so this would end on timeline {reached}, at {end}; the history comes with the WAL that the receiver \
+         brings, or with `strongroom catalog rebuild` and an identity; name the base backup to end there all the same"
+    )]
+    UnknownHistory {
+        /// The newest timeline.
+        timeline: u32,
+        /// The one that the recovery would end on.
+        reached: u32,
+        /// Where it would end.
+        end: Lsn,
+    },
     /// The backup that was named is no base backup.
     #[error("{backup_id} is no base backup of a cluster, so that it is restored as it is: leave the moment out")]
     UnknownBase {

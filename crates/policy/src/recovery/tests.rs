@@ -200,6 +200,29 @@ fn a_promotion_is_followed_and_what_the_old_server_wrote_after_it_is_another_win
 }
 
 #[test]
+fn the_latest_moment_is_not_guessed_where_a_newer_timeline_has_no_known_history() {
+    let bases = vec![base(1, 1, 10, 20)];
+    let ranges = vec![range(1, 0, 50), range(2, 48, 90)];
+    let known = [cluster(bases.clone(), ranges.clone(), vec![])];
+    let message = refused(&known, &RecoveryTarget::Latest);
+    assert!(
+        message.contains("WAL of timeline 2, whose history is not known"),
+        "{message}"
+    );
+    assert!(message.contains("would end on timeline 1, at 0/32"), "{message}");
+    // Who names the base backup, or a moment on the timeline that is known, is served.
+    let named = plan(&known, &RecoveryTarget::Latest, Some(&bases[0].backup_id)).unwrap();
+    assert_eq!((named.timeline, named.wal_to), (1, Lsn(50)));
+    assert_eq!(planned(&known, &time(40)), (1, 1, 10, 50));
+    let known = [cluster(bases.clone(), ranges.clone(), vec![history(2, &[(1, 50)])])];
+    assert_eq!(planned(&known, &RecoveryTarget::Latest), (1, 2, 10, 90));
+    // A base backup of the newer timeline needs none.
+    let bases = vec![base(1, 1, 10, 20), base(2, 2, 60, 70)];
+    let known = [cluster(bases, ranges, vec![])];
+    assert_eq!(planned(&known, &RecoveryTarget::Latest), (2, 2, 60, 90));
+}
+
+#[test]
 fn a_base_backup_of_a_branch_that_was_left_does_not_serve_the_new_timeline() {
     let bases = vec![base(1, 1, 10, 20), base(2, 1, 51, 55)];
     let histories = vec![history(2, &[(1, 50)])];

@@ -129,9 +129,11 @@ pub fn cache(data: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cache");
     let header = [
-        b"strongroom file cache 2\n".as_slice(),
+        b"strongroom file cache 3\n".as_slice(),
         vault.id().to_string().as_bytes(),
         keys.key_id().as_bytes(),
+        // What tells one file from another.
+        &[7; 16],
     ]
     .concat();
     let bytes = match dress % 4 {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::try_join_all;
 use strongroom_proto::Sha256Digest;
 use strongroom_proto::wal::{StoredPiece, SystemIdentifier, WalPiece, WalSegment, WalSource};
@@ -21,6 +22,8 @@ use crate::vault::Vault;
 
 /// The size of segments of nearly every cluster.
 const USUAL_SEGMENT_BYTES: u32 = 16 * 1024 * 1024;
+/// How many copies of a timeline's history are read at once.
+const HISTORIES_AT_ONCE: usize = 8;
 
 /// Reads WAL from a vault. Many calls may run at once.
 pub struct WalReader {
@@ -230,18 +233,32 @@ impl WalSource for WalReader {
         let folder = layout::wal_histories(system, timeline);
         let listed = self.vault.store().list(&folder).await;
         let listed = listed.map_err(|source| ReadError::store(format!("list {folder}"), source))?;
+        let candidates: Vec<(WalObject, Sha256Digest)> = listed
+            .iter()
+            .filter_map(|path| layout::wal_object(path))
+            .filter(|(object, _)| matches!(object, WalObject::History { .. }))
+            .collect();
+        let mut read = futures::stream::iter(candidates)
+            .map(|(object, digest)| async move { self.get(&object, &digest).await })
+            .buffer_unordered(HISTORIES_AT_ONCE);
         let mut history: Option<Vec<u8>> = None;
-        for path in listed {
-            let Some((object @ WalObject::History { .. }, digest)) = layout::wal_object(&path) else {
-                continue;
-            };
-            let (_, text) = self.get(&object, &digest).await?;
-            match &history {
-                Some(before) if *before != text => {
-                    return Err(ReadError::Contradiction { folder }.into());
+        let mut set_aside: Option<ReadError> = None;
+        while let Some(candidate) = read.next().await {
+            match candidate {
+                Ok((_, text)) => match &history {
+                    Some(before) if *before != text => return Err(ReadError::Contradiction { folder }.into()),
+                    _ => history = Some(text),
+                },
+                // Anybody who can write to the store can put one there; a sound one beside it says the same as ever.
+                Err(error) if error.is_bad_object() => {
+                    tracing::warn!(%system, timeline, %error, "a copy of a timeline's history is set aside");
+                    set_aside = set_aside.or(Some(error));
                 }
-                _ => history = Some(text),
+                Err(error) => return Err(error.into()),
             }
+        }
+        if let (None, Some(error)) = (&history, set_aside) {
+            return Err(error.into());
         }
         let text = history.map(String::from_utf8).transpose();
         Ok(text.map_err(|source| ReadError::malformed(folder, source))?)

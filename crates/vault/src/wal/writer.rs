@@ -1,5 +1,6 @@
 //! Storing WAL: each piece durable before its position may be told to the server.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +31,9 @@ pub struct WalWriter {
     /// The vault with the keys in force, and when that was looked at.
     checked: Mutex<Option<(Instant, Vault)>>,
     barriers: Barriers,
+    /// The histories it has stored, by timeline and BLAKE3. Each put makes an object of its own, and a receiver puts
+    /// them again whenever it connects.
+    histories: Mutex<BTreeSet<(SystemIdentifier, u32, [u8; 32])>>,
 }
 
 impl std::fmt::Debug for WalWriter {
@@ -51,6 +55,7 @@ impl Vault {
             signer: Arc::new(signer),
             checked: Mutex::new(None),
             barriers: Barriers::default(),
+            histories: Mutex::default(),
         }
     }
 }
@@ -74,6 +79,16 @@ impl WalWriter {
         }
         *checked = Some((Instant::now(), vault.clone()));
         Ok(vault)
+    }
+
+    /// The pieces in a folder. What is listed may not have reached the disk yet, and the server is told that it has.
+    async fn durable_pieces(&self, folder: &str) -> io::Result<Vec<(WalPiece, StoredPiece)>> {
+        let found = list_pieces(&self.vault, folder).await?;
+        if !found.is_empty() {
+            let barrier = self.barriers.after_this(self.vault.store()).await;
+            barrier.map_err(|source| WalError::Store { source })?;
+        }
+        Ok(found)
     }
 
     async fn put_object(&self, of: StatementOf, bytes: Vec<u8>) -> Result<(), WalError> {
@@ -134,12 +149,18 @@ impl WalSink for WalWriter {
             }
             .into());
         }
+        let history = (system, timeline, *blake3::hash(text.as_bytes()).as_bytes());
+        if self.histories.lock().await.contains(&history) {
+            return Ok(());
+        }
         let of = StatementOf::WalHistory {
             system_identifier: system,
             timeline,
             bytes: text.len() as u64,
         };
-        Ok(self.put_object(of, text.as_bytes().to_vec()).await?)
+        self.put_object(of, text.as_bytes().to_vec()).await?;
+        self.histories.lock().await.insert(history);
+        Ok(())
     }
 
     async fn segment_pieces(
@@ -148,14 +169,15 @@ impl WalSink for WalWriter {
         segment: WalSegment,
         segment_bytes: u32,
     ) -> io::Result<Vec<StoredPiece>> {
-        let found = list_pieces(&self.vault, &layout::wal_segment(system, segment, segment_bytes)).await?;
+        let folder = layout::wal_segment(system, segment, segment_bytes);
+        let found = self.durable_pieces(&folder).await?;
         let is_of_size = |(piece, stored): (WalPiece, _)| (piece.segment_bytes == segment_bytes).then_some(stored);
         Ok(found.into_iter().filter_map(is_of_size).collect())
     }
 
     async fn pieces(&self, system: SystemIdentifier, timeline: u32) -> io::Result<Vec<StoredPiece>> {
-        let found = list_pieces(&self.vault, &layout::wal_timeline(system, timeline)).await;
-        Ok(found?.into_iter().map(|(_, stored)| stored).collect())
+        let found = self.durable_pieces(&layout::wal_timeline(system, timeline)).await?;
+        Ok(found.into_iter().map(|(_, stored)| stored).collect())
     }
 }
 

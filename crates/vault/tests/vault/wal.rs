@@ -73,7 +73,8 @@ pub(crate) fn keeps_wal(fixture: &Fixture) {
         // All at once, as a receiver that has fallen behind does.
         let puts = pieces.iter().map(|piece| writer.put(piece, wal(piece)));
         futures::future::try_join_all(puts).await.unwrap();
-        for _ in 0..2 {
+        // A second receiver stores the history again, as an object of its own.
+        for writer in [&writer, &self::writer(fixture)] {
             writer.put_history(SYSTEM, 2, "1\t0/400000\tno reason\n").await.unwrap();
         }
         assert_eq!(reader.timelines(SYSTEM).await.unwrap(), [1, 2]);
@@ -560,6 +561,118 @@ fn a_put_returns_after_a_barrier_that_followed_it() {
         assert!(durable >= 0, "{calls:?}");
         waiting = waiting.max(durable);
     }
+}
+
+/// What a process that was killed put may be there without being durable.
+#[test]
+fn pieces_are_listed_to_a_receiver_only_after_a_barrier() {
+    let control = Arc::new(Control::default());
+    let fixture = Fixture::over(|store| control.wrap(store));
+    let first = piece(1, 0, 100);
+    put(&fixture, std::slice::from_ref(&first));
+    // As another process.
+    let writer = writer(&fixture);
+    let _noting = Barriers::noted_by(&control);
+    let calls = |found: Vec<StoredPiece>| {
+        assert_eq!(ranges(&found), [(0, 100)]);
+        let calls = control.take_all();
+        calls
+            .iter()
+            .map(|call| call.split(['/', ' ']).next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    control.take_all();
+    let found = fixture.runtime.block_on(writer.pieces(SYSTEM, 1)).unwrap();
+    assert_eq!(calls(found), ["list", "barrier"]);
+    let found = writer.segment_pieces(SYSTEM, first.segment(), SEGMENT_BYTES);
+    let found = fixture.runtime.block_on(found).unwrap();
+    assert_eq!(calls(found), ["list", "barrier"]);
+}
+
+#[test]
+fn a_segment_that_cannot_be_looked_at_is_no_absent_one() {
+    let fixture = Fixture::new();
+    let piece = piece(1, 0, 100);
+    put(&fixture, std::slice::from_ref(&piece));
+    let object = fixture.objects().into_iter().find(|o| o.starts_with("wal/")).unwrap();
+    let (reader, writer) = (reader(&fixture), writer(&fixture));
+    // The object, its segment, its timeline, its cluster: each a link to what is not there, as to a disk that is away.
+    let places = object.match_indices('/').map(|(at, _)| &object[..at]);
+    for place in places.chain([object.as_str()]).skip(1) {
+        let (path, away) = (fixture.path().join(place), fixture.folder.path().join("away"));
+        std::fs::rename(&path, &away).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+        fixture.runtime.block_on(async {
+            assert!(reader.segment_pieces(SYSTEM, piece.segment()).await.is_err(), "{place}");
+            assert!(reader.segments(SYSTEM, 1).await.is_err(), "{place}");
+            assert!(reader.timelines(SYSTEM).await.is_err(), "{place}");
+            assert!(writer.pieces(SYSTEM, 1).await.is_err(), "{place}");
+        });
+        std::fs::remove_file(&path).unwrap();
+        std::fs::rename(&away, &path).unwrap();
+        let found = fixture.runtime.block_on(reader.segment_pieces(SYSTEM, piece.segment()));
+        assert_eq!(ranges(&found.unwrap()), [(0, 100)]);
+    }
+}
+
+#[test]
+fn a_history_is_stored_once_by_a_process_and_again_where_it_failed() {
+    let control = Arc::new(Control::default());
+    let fixture = Fixture::over(|store| control.wrap(store));
+    let writer = writer(&fixture);
+    let count = || fixture.objects().iter().filter(|o| o.contains("/history/")).count();
+    let put = |timeline, text: &str| fixture.runtime.block_on(writer.put_history(SYSTEM, timeline, text));
+    control.arm(0, Fault::Refused);
+    put(2, "1\t0/1\ta\n").unwrap_err();
+    assert_eq!(count(), 0);
+    for _ in 0..3 {
+        put(2, "1\t0/1\ta\n").unwrap();
+    }
+    assert_eq!(count(), 1);
+    put(2, "1\t0/2\ta\n").unwrap();
+    put(3, "1\t0/1\ta\n").unwrap();
+    assert_eq!(count(), 3);
+}
+
+#[test]
+fn a_bad_copy_of_a_history_is_set_aside_where_a_sound_one_is_there() {
+    let fixture = Fixture::new();
+    let text = "1\t0/400000\tno reason\n";
+    // As receivers that were started again and again, each of which makes an object of its own.
+    for _ in 0..12 {
+        fixture
+            .runtime
+            .block_on(writer(&fixture).put_history(SYSTEM, 2, text))
+            .unwrap();
+    }
+    let reader = reader(&fixture);
+    let history = || fixture.runtime.block_on(reader.history(SYSTEM, 2));
+    let objects: Vec<String> = fixture
+        .objects()
+        .into_iter()
+        .filter(|o| o.contains("/history/"))
+        .collect();
+    assert_eq!(objects.len(), 12);
+    change(&fixture, &objects[0], |bytes| bytes[30] ^= 1);
+    change(&fixture, &objects[1], Vec::clear);
+    change(&fixture, &objects[2], |bytes| bytes.resize(3 << 20, 0));
+    let (folder, _) = objects[3].rsplit_once('/').unwrap();
+    let junk = fixture.path().join(folder).join("ab".repeat(32));
+    std::fs::write(junk, "junk").unwrap();
+    assert_eq!(history().unwrap().as_deref(), Some(text));
+    for object in &objects[3..] {
+        std::fs::remove_file(fixture.path().join(object)).unwrap();
+    }
+    let error = history().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    // Another's identity says nothing about the object, and is told apart from damage.
+    let put = writer(&fixture);
+    fixture.runtime.block_on(put.put_history(SYSTEM, 3, text)).unwrap();
+    let stranger = fixture
+        .vault
+        .wal_reader(Arc::new(Identity::from_file_text(&Identity::generate().0).unwrap()));
+    let error = fixture.runtime.block_on(stranger.history(SYSTEM, 3)).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
 }
 
 /// The lines a person would type, taken from the page where they would find them.

@@ -4,7 +4,7 @@
 //! told is what is durable without a hole, never more, so that the server keeps what the vault lacks, whatever ends here.
 //! A server that writes nothing is only asked how it is, and its answers are what shows that it lives.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ use crate::postgres::target::Endpoint;
 
 /// How long a receiver that ends waits for what is on its way.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
+/// How long an answer that nothing has to be done for may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// How often the server is told and asked, at most and at least.
 const REPORT_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// A server that says nothing for so long, though it is asked, is gone.
@@ -74,8 +76,9 @@ pub enum WalEvent {
         from: Lsn,
         /// The place after its last byte.
         to: Lsn,
-        /// The server's clock when it sent the last byte.
-        server_time: DateTime<Utc>,
+        /// The server's clock when it had no more than this: what was committed before lies before `to`. `None` where
+        /// it always had more, as while the receiver catches up.
+        server_time: Option<DateTime<Utc>>,
     },
     /// The server had nothing after what is durable.
     Idle {
@@ -131,7 +134,7 @@ pub struct Ended {
 }
 
 /// Follows the WAL of a cluster until `stop` is ready, or something ends it. What had come by then is stored in either
-/// case. Called again, it goes on where the vault's WAL ends; nobody else may store WAL of this cluster in the same vault
+/// case. Called again, it goes on with what the slot was not told to be durable, so that a little may be stored twice; nobody else may store WAL of this cluster in the same vault
 /// at the same time.
 pub async fn receive(
     target: &ClusterTarget,
@@ -144,10 +147,11 @@ pub async fn receive(
     let slot = target.slot().map_err(|source| ReceiveError::Target { source })?;
     let mut stop = std::pin::pin!(stop);
     let mut gap_from: Option<Place> = None;
+    let mut histories = BTreeSet::new();
     let mut starts = 0;
     loop {
         starts += 1;
-        let opened = Receiver::open(&endpoint, slot, Arc::clone(&sink), &options, events);
+        let opened = Receiver::open(&endpoint, slot, Arc::clone(&sink), &options, &mut histories, events);
         let mut receiver = tokio::select! {
             opened = opened => opened?,
             () = &mut stop => return Err(ReceiveError::Stopped),
@@ -161,7 +165,7 @@ pub async fn receive(
                 segment_bytes: receiver.segment_bytes,
             });
             let mut has_begun = false;
-            match receiver.follow(place.clone(), &mut has_begun, stop.as_mut()).await {
+            match receiver.follow(place, &mut has_begun, stop.as_mut()).await {
                 Ok(Next::Stopped(at)) => {
                     return Ok(Ended {
                         system: receiver.identity.system,
@@ -204,6 +208,8 @@ struct Receiver<'a> {
     segment_bytes: u32,
     /// The server's timelines, the oldest first.
     spans: Vec<Span>,
+    /// The histories that were put.
+    histories: &'a mut BTreeSet<(u32, String)>,
     sink: Arc<dyn WalSink>,
     interval: Duration,
     events: &'a (dyn Fn(WalEvent) + Send + Sync),
@@ -215,13 +221,14 @@ impl<'a> Receiver<'a> {
         slot: &'a str,
         sink: Arc<dyn WalSink>,
         options: &ReceiveOptions,
+        histories: &'a mut BTreeSet<(u32, String)>,
         events: &'a (dyn Fn(WalEvent) + Send + Sync),
     ) -> Result<Self, ReceiveError> {
         let fail = |source| ReceiveError::server("connect for WAL", endpoint, source);
         let mut connection = Connection::open(endpoint).await.map_err(fail)?;
         let fail = |source| ReceiveError::server("ask for the state", endpoint, source);
         commands::version(&connection).map_err(fail)?;
-        let identity = commands::identify(&mut connection).await.map_err(fail)?;
+        let identity = answer(commands::identify(&mut connection)).await.map_err(fail)?;
         if let Some(expected) = options.expected_system.filter(|expected| *expected != identity.system) {
             return Err(ReceiveError::OtherSystem {
                 server: endpoint.to_string(),
@@ -229,7 +236,7 @@ impl<'a> Receiver<'a> {
                 found: identity.system,
             });
         }
-        let segment_bytes = commands::segment_bytes(&mut connection).await.map_err(fail)?;
+        let segment_bytes = answer(commands::segment_bytes(&mut connection)).await.map_err(fail)?;
         let mut receiver = Self {
             endpoint,
             connection,
@@ -240,6 +247,7 @@ impl<'a> Receiver<'a> {
             identity,
             segment_bytes,
             spans: resume::spans(identity.timeline, None, segment_bytes),
+            histories,
             sink,
             interval: options.interval,
             events,
@@ -247,11 +255,11 @@ impl<'a> Receiver<'a> {
         if identity.timeline > 1 {
             receiver.put_histories().await?;
         }
-        match commands::slot(&mut receiver.connection, slot).await {
+        match answer(commands::slot(&mut receiver.connection, slot)).await {
             Ok(Some(found)) if found.restart.is_some() => receiver.restart = found.restart,
             // One that holds back nothing was given up by the server, or never did.
             Ok(Some(_)) => {
-                commands::drop_slot(&mut receiver.connection, slot)
+                answer(commands::drop_slot(&mut receiver.connection, slot))
                     .await
                     .map_err(|source| receiver.failed(source))?;
                 receiver.make_slot().await?;
@@ -266,13 +274,13 @@ impl<'a> Receiver<'a> {
     /// Stores the history of the server's timeline, and those of the ones before it that the server still has.
     async fn put_histories(&mut self) -> Result<(), ReceiveError> {
         let current = self.identity.timeline;
-        let (text, history) = commands::history(&mut self.connection, current)
+        let (text, history) = answer(commands::history(&mut self.connection, current))
             .await
             .map_err(|source| self.failed(source))?;
         self.put_history(current, &text).await?;
         self.spans = resume::spans(current, Some(&history), self.segment_bytes);
         for ancestor in history.ancestors.iter().filter(|ancestor| ancestor.timeline > 1) {
-            match commands::history(&mut self.connection, ancestor.timeline).await {
+            match answer(commands::history(&mut self.connection, ancestor.timeline)).await {
                 Ok((text, _)) => self.put_history(ancestor.timeline, &text).await?,
                 // The newest one tells all that is needed.
                 Err(WireError::Server { .. }) => {}
@@ -282,13 +290,20 @@ impl<'a> Receiver<'a> {
         Ok(())
     }
 
-    async fn put_history(&self, timeline: u32, text: &str) -> Result<(), ReceiveError> {
+    /// Stores a history that was not stored before: every time it would be another object.
+    async fn put_history(&mut self, timeline: u32, text: &str) -> Result<(), ReceiveError> {
+        let history = (timeline, text.to_owned());
+        if self.histories.contains(&history) {
+            return Ok(());
+        }
         let put = self.sink.put_history(self.identity.system, timeline, text).await;
-        put.map_err(|source| ReceiveError::Store { source })
+        put.map_err(|source| ReceiveError::Store { source })?;
+        self.histories.insert(history);
+        Ok(())
     }
 
     async fn make_slot(&mut self) -> Result<(), ReceiveError> {
-        let made = commands::create_slot(&mut self.connection, self.slot)
+        let made = answer(commands::create_slot(&mut self.connection, self.slot))
             .await
             .map_err(|source| self.failed(source))?;
         self.made = Some(made.restart.unwrap_or(self.identity.at));
@@ -300,7 +315,7 @@ impl<'a> Receiver<'a> {
         self.connection = Connection::open(self.endpoint)
             .await
             .map_err(|source| self.failed(source))?;
-        commands::drop_slot(&mut self.connection, self.slot)
+        answer(commands::drop_slot(&mut self.connection, self.slot))
             .await
             .map_err(|source| self.failed(source))?;
         self.make_slot().await?;
@@ -334,29 +349,47 @@ impl<'a> Receiver<'a> {
             return Ok(place);
         }
         let mut newer: Option<Span> = None;
-        for span in self.spans.clone().into_iter().rev() {
+        let mut found = None;
+        let mut has_stored = false;
+        for span in resume::up_to(&self.spans, held).iter().rev() {
             let pieces = self.pieces(span.timeline).await?;
-            let Some(place) = resume::resume(span, &pieces, self.restart, self.segment_bytes) else {
-                newer = Some(span);
-                continue;
-            };
-            if self.made.is_some() {
-                (self.events)(WalEvent::SlotLost {
-                    slot: self.slot.to_owned(),
-                    reason: self.lost.to_owned(),
-                });
+            has_stored |= !pieces.is_empty();
+            found = resume::resume(*span, &pieces, held);
+            if span.end.is_none() {
+                // Names are not believed, but what was stored twice with different bytes could not be used.
+                let named = resume::named_end(&pieces, found.map_or(held, |place| place.at));
+                if named > self.identity.at {
+                    return Err(ReceiveError::OtherHistory {
+                        server: self.endpoint.to_string(),
+                        timeline: span.timeline,
+                        at: named,
+                        source: None,
+                    });
+                }
             }
-            return Ok(match (span.end, newer) {
+            if let (Some(place), Some(end), Some(newer)) = (found, span.end, newer)
+                && place.at >= end
+            {
                 // All of it is in the vault, and nothing of the next one.
-                (Some(end), Some(newer)) if place.at >= end => Place {
+                found = Some(Place {
                     timeline: newer.timeline,
                     at: newer.begin,
-                    ahead: VecDeque::new(),
-                },
-                _ => place,
+                });
+            }
+            if found.is_some() {
+                break;
+            }
+            newer = Some(*span);
+        }
+        if has_stored && self.made.is_some() {
+            (self.events)(WalEvent::SlotLost {
+                slot: self.slot.to_owned(),
+                reason: self.lost.to_owned(),
             });
         }
-        resume::fresh(&self.spans, held, self.segment_bytes).ok_or_else(strange)
+        found
+            .or_else(|| resume::fresh(&self.spans, held, self.segment_bytes))
+            .ok_or_else(strange)
     }
 
     async fn pieces(&self, timeline: u32) -> Result<Vec<(Lsn, Lsn)>, ReceiveError> {
@@ -367,28 +400,19 @@ impl<'a> Receiver<'a> {
 
     /// Goes over to the next timeline.
     async fn switch(&mut self, old: u32, timeline: u32, at: Lsn) -> Result<Place, ReceiveError> {
-        self.identity = commands::identify(&mut self.connection)
+        self.identity = answer(commands::identify(&mut self.connection))
             .await
             .map_err(|source| self.failed(source))?;
         self.put_histories().await?;
-        let begin = resume::segment_begin(at, self.segment_bytes);
-        let span = Span {
-            timeline,
-            end: None,
-            begin,
-        };
-        let pieces = self.pieces(timeline).await?;
-        let place = resume::resume(span, &pieces, Some(begin), self.segment_bytes);
         (self.events)(WalEvent::Switched {
             from: old,
             to: timeline,
             at,
         });
-        Ok(place.unwrap_or(Place {
+        Ok(Place {
             timeline,
-            at: begin,
-            ahead: VecDeque::new(),
-        }))
+            at: resume::segment_begin(at, self.segment_bytes),
+        })
     }
 
     /// Follows one timeline. What had come is stored however it ends.
@@ -403,7 +427,7 @@ impl<'a> Receiver<'a> {
             "START_REPLICATION SLOT {} PHYSICAL {} TIMELINE {timeline}",
             self.slot, place.at
         );
-        streaming::start(&mut self.connection, &command)
+        answer(streaming::start(&mut self.connection, &command))
             .await
             .map_err(|source| self.refused(timeline, place.at, source))?;
         let sink = Arc::clone(&self.sink);
@@ -484,14 +508,12 @@ impl<'a> Receiver<'a> {
                     match streamed {
                         Streamed::Wal { from, bytes, server_end: end, server_time } => {
                             quiet = None;
-                            server_end = end.max(Lsn(from.0 + bytes.len() as u64));
-                            storing.push(from, &bytes, server_time).map_err(|source| self.damaged(source))?;
+                            let to = Lsn(from.0 + bytes.len() as u64);
+                            server_end = end.max(to);
+                            // A timeline that was left says nothing of what is committed now.
+                            let level_at = (to >= end && timeline == self.identity.timeline).then_some(server_time);
+                            storing.push(from, &bytes, level_at).map_err(|source| self.damaged(source))?;
                             due = storing.has_unsent().then(|| due.unwrap_or(heard + self.interval));
-                            if !storing.is_busy() {
-                                // What the vault had already is durable without anybody storing it.
-                                let settled = storing.settled().await;
-                                self.tell(timeline, settled.map_err(|source| ReceiveError::Store { source })?);
-                            }
                         }
                         Streamed::Keepalive { sent, server_time, wants_reply } => {
                             server_end = server_end.max(sent);
@@ -535,7 +557,7 @@ impl<'a> Receiver<'a> {
             self.connection.flush().await?;
             self.connection.rest().await
         };
-        let rows = rows.await.map_err(|source| self.failed(source))?;
+        let rows = answer(rows).await.map_err(|source| self.failed(source))?;
         let next = || {
             let row = rows.first()?;
             Some((
@@ -584,7 +606,7 @@ impl<'a> Receiver<'a> {
                 server: self.endpoint.to_string(),
                 timeline,
                 at,
-                source,
+                source: Some(source),
             };
         }
         self.failed(source)
@@ -596,6 +618,15 @@ impl<'a> Receiver<'a> {
             source,
         }
     }
+}
+
+/// What the server answers, unless it says nothing for too long.
+async fn answer<T>(question: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {
+    let silent = || {
+        let message = "the server does not answer within 30 s (timeout expired)";
+        WireError::io(std::io::ErrorKind::TimedOut, message)
+    };
+    timeout(ANSWER_WITHIN, question).await.unwrap_or_else(|_| Err(silent()))
 }
 
 /// Why a stream ended.

@@ -59,9 +59,9 @@ pub enum ReceiveError {
         timeline: u32,
         /// The end of the vault's WAL on it.
         at: Lsn,
-        /// What the server said.
+        /// What the server said, where it was asked.
         #[source]
-        source: WireError,
+        source: Option<WireError>,
     },
     /// The server has neither what was asked for nor what comes after it.
     #[error("the server does not have its WAL at {at}: look at its pg_wal folder and its log")]

@@ -1,16 +1,12 @@
 //! Where a receiver goes on: decided from what the vault has and what the server holds back, without asking anybody.
 
-use std::collections::VecDeque;
-
 use strongroom_proto::wal::{Lsn, TimelineHistory, WalSegment};
 
 /// Where to go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) timeline: u32,
     pub(super) at: Lsn,
-    /// What the vault has beyond, in order: pieces that were stored before one in front of them was.
-    pub(super) ahead: VecDeque<(Lsn, Lsn)>,
 }
 
 /// A timeline of the server's history.
@@ -49,40 +45,30 @@ pub(super) fn fresh(spans: &[Span], from: Lsn, segment_bytes: u32) -> Option<Pla
     Some(Place {
         timeline: span.timeline,
         at: segment_begin(from, segment_bytes).max(span.begin),
-        ahead: VecDeque::new(),
     })
 }
 
-/// Where a receiver goes on on a timeline of which the vault has these pieces, in order; `None` where it has none.
+/// The timelines up to the one on which a slot holds WAL back, the oldest first.
+pub(super) fn up_to(spans: &[Span], held: Lsn) -> &[Span] {
+    let of_slot = spans.iter().position(|span| span.end.is_none_or(|end| end > held));
+    of_slot.and_then(|index| spans.get(..=index)).unwrap_or(spans)
+}
+
+/// Where a receiver goes on on a timeline of which the vault has these pieces, in order; `None` where none ends before
+/// what the slot holds back.
 ///
-/// What was durable without a hole was reported to the slot, so that the slot's place is in what has no hole; a piece
-/// beyond a hole was stored before its turn.
-pub(super) fn resume(span: Span, pieces: &[(Lsn, Lsn)], restart: Option<Lsn>, segment_bytes: u32) -> Option<Place> {
-    let last = pieces.iter().map(|(_, to)| *to).max()?;
-    let at = match restart.map(|restart| restart.max(span.begin)) {
-        None => last,
-        Some(restart) => {
-            let whole = pieces
-                .iter()
-                .filter(|(from, to)| *from <= restart && restart <= *to)
-                .map(|(_, to)| *to)
-                .max()
-                .map(|start| chain(pieces, start));
-            let before = pieces.iter().map(|(_, to)| *to).filter(|to| *to < restart).max();
-            whole
-                .or(before)
-                .unwrap_or_else(|| segment_begin(restart, segment_bytes).max(span.begin))
-        }
-    };
-    Some(Place {
+/// The slot was told of what is durable and of nothing else, so that all of what it holds back is asked for again. That
+/// a piece beyond has a name does not show that it is sound: anybody who may make objects could have it passed over.
+pub(super) fn resume(span: Span, pieces: &[(Lsn, Lsn)], held: Lsn) -> Option<Place> {
+    let ends = pieces.iter().filter(|(from, _)| *from >= span.begin).map(|(_, to)| *to);
+    ends.filter(|to| *to <= held).max().map(|at| Place {
         timeline: span.timeline,
         at,
-        ahead: pieces.iter().filter(|(_, to)| *to > at).copied().collect(),
     })
 }
 
-/// The end of what has no hole from `start` on.
-fn chain(pieces: &[(Lsn, Lsn)], start: Lsn) -> Lsn {
+/// The end of what the vault's names say it has without a hole from `start` on.
+pub(super) fn named_end(pieces: &[(Lsn, Lsn)], start: Lsn) -> Lsn {
     pieces
         .iter()
         .fold(start, |end, (from, to)| if *from <= end { end.max(*to) } else { end })
@@ -109,18 +95,19 @@ mod tests {
     }
 
     #[test]
-    fn a_receiver_goes_on_where_the_vault_has_no_hole() {
+    fn a_receiver_goes_on_with_what_the_slot_holds_back() {
         let pieces = [(lsn(10), lsn(20)), (lsn(20), lsn(25)), (lsn(30), lsn(40))];
-        let place = resume(current(), &pieces, Some(lsn(15)), MIB).unwrap();
-        assert_eq!((place.at, place.ahead), (lsn(25), [(lsn(30), lsn(40))].into()));
-        let place = resume(current(), &pieces, Some(lsn(40)), MIB).unwrap();
-        assert_eq!((place.at, place.ahead.len()), (lsn(40), 0));
-        // A slot made anew says nothing of what was stored.
-        assert_eq!(resume(current(), &pieces, None, MIB).unwrap().at, lsn(40));
+        let at = |pieces, held| resume(current(), pieces, lsn(held)).map(|place| place.at);
+        assert_eq!(at(&pieces, 25), Some(lsn(25)), "not beyond, whatever the names say");
+        assert_eq!(at(&pieces, 40), Some(lsn(40)));
+        // Never told to the slot as durable.
+        assert_eq!(at(&pieces, 22), Some(lsn(20)));
         // A slot in front of which something is missing: that is asked for first.
-        assert_eq!(resume(current(), &pieces, Some(lsn(55)), MIB).unwrap().at, lsn(40));
-        assert_eq!(resume(current(), &pieces, Some(lsn(5)), MIB).unwrap().at, lsn(0));
-        assert_eq!(resume(current(), &[], Some(lsn(5)), MIB), None);
+        assert_eq!(at(&pieces, 55), Some(lsn(40)));
+        assert_eq!(at(&pieces, 15), None);
+        assert_eq!(at(&[], 5), None);
+        assert_eq!(named_end(&pieces, lsn(15)), lsn(25));
+        assert_eq!(named_end(&pieces, lsn(5)), lsn(5));
     }
 
     #[test]
@@ -145,8 +132,12 @@ mod tests {
             let place = fresh(&spans, lsn(from), MIB).unwrap();
             assert_eq!((place.timeline, place.at), (timeline, lsn(at)), "from {from}");
         }
-        // A slot that stands before the timeline: its pieces still have no hole.
-        let pieces = [(lsn(40), lsn(44))];
-        assert_eq!(resume(spans[2], &pieces, Some(lsn(30)), MIB).unwrap().at, lsn(44));
+        // What was not durable on a timeline before comes first.
+        for (held, timelines) in [(13, 1), (24, 1), (25, 2), (46, 2), (47, 3), (80, 3)] {
+            assert_eq!(up_to(&spans, lsn(held)).len(), timelines, "up to {held}");
+        }
+        // What claims to be of a timeline before its beginning is not.
+        assert_eq!(resume(spans[2], &[(lsn(30), lsn(44))], lsn(50)), None);
+        assert_eq!(resume(spans[2], &[(lsn(40), lsn(44))], lsn(50)).unwrap().at, lsn(44));
     }
 }

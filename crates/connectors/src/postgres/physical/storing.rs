@@ -12,8 +12,8 @@ use super::resume::Place;
 
 /// The longest piece, in bytes: larger segments are stored in parts.
 const PIECE_BYTES_MAX: u64 = 16 << 20;
-/// Pieces that are stored at a time before their turn; one more where a segment is full. They and what is read meanwhile
-/// bound the memory that is taken: 64 MiB.
+/// Pieces that are stored at a time before their turn; one more where a segment is full. Each of the four takes its WAL,
+/// the frame of it and the sealed object, so that the memory taken is at most 192 MiB, and 16 MiB for the next piece.
 const PUTS_MAX: usize = 3;
 /// What the header of a segment's first page has: magic, flags, timeline, address, and more up to the page's size.
 const HEADER_BYTES: usize = 40;
@@ -24,7 +24,8 @@ const LONG_HEADER: u16 = 0x0002;
 pub(super) struct Stored {
     pub(super) from: Lsn,
     pub(super) to: Lsn,
-    pub(super) server_time: DateTime<Utc>,
+    /// The server's clock when it had nothing more; `None` where it always had.
+    pub(super) server_time: Option<DateTime<Utc>>,
 }
 
 /// Bytes that are not the WAL they should be.
@@ -60,12 +61,11 @@ pub(super) struct Storing {
     system: SystemIdentifier,
     segment_bytes: u32,
     timeline: u32,
-    /// What the vault has of what is to come.
-    ahead: VecDeque<(Lsn, Lsn)>,
     /// The next piece so far.
     buffer: Vec<u8>,
     received: Lsn,
-    server_time: DateTime<Utc>,
+    /// The server's clock when it last had nothing after a place in the next piece.
+    server_time: Option<DateTime<Utc>>,
     puts: JoinSet<(Lsn, io::Result<()>)>,
     /// What is on its way, in order, and whether it has arrived.
     queue: VecDeque<(Stored, bool)>,
@@ -79,10 +79,9 @@ impl Storing {
             system,
             segment_bytes,
             timeline: place.timeline,
-            ahead: place.ahead,
             buffer: Vec::new(),
             received: place.at,
-            server_time: DateTime::UNIX_EPOCH,
+            server_time: None,
             puts: JoinSet::new(),
             queue: VecDeque::new(),
             durable: place.at,
@@ -119,27 +118,30 @@ impl Storing {
         self.puts.len() < PUTS_MAX
     }
 
-    /// Takes what came.
-    pub(super) fn push(&mut self, from: Lsn, mut bytes: &[u8], server_time: DateTime<Utc>) -> Result<(), WalDamage> {
+    /// Takes what came. `level_at` is the server's clock where it had nothing after these bytes when it sent them.
+    pub(super) fn push(
+        &mut self,
+        from: Lsn,
+        mut bytes: &[u8],
+        level_at: Option<DateTime<Utc>>,
+    ) -> Result<(), WalDamage> {
         if from != self.received {
             return Err(WalDamage::Place {
                 expected: self.received,
                 came: from,
             });
         }
-        self.server_time = server_time;
         while !bytes.is_empty() {
             let at = self.received;
-            let (known, limit) = self.limit();
+            let limit = self.limit();
             let length = usize::try_from(limit.0 - at.0).unwrap_or(usize::MAX).min(bytes.len());
             let (taken, rest) = bytes.split_at(length);
             bytes = rest;
             self.received.0 += length as u64;
-            if known {
-                self.queue.push_back((self.stored(at), true));
-                continue;
-            }
             self.buffer.extend_from_slice(taken);
+            if rest.is_empty() {
+                self.server_time = level_at.or(self.server_time);
+            }
             if self.received == limit {
                 self.cut()?;
             }
@@ -147,21 +149,11 @@ impl Storing {
         Ok(())
     }
 
-    /// How far what comes next goes, and whether the vault has it.
-    fn limit(&mut self) -> (bool, Lsn) {
-        let at = self.received;
-        while self.ahead.front().is_some_and(|(_, to)| *to <= at) {
-            self.ahead.pop_front();
-        }
-        let segment = WalSegment::holding(self.timeline, at, self.segment_bytes);
-        let mut limit = segment.end(self.segment_bytes);
-        match self.ahead.front() {
-            Some((from, to)) if *from <= at => return (true, *to),
-            Some((from, _)) => limit = limit.min(*from),
-            None => {}
-        }
-        let piece_begin = at.0 - self.buffer.len() as u64;
-        (false, limit.min(Lsn(piece_begin + PIECE_BYTES_MAX)))
+    /// How far the next piece goes at most.
+    fn limit(&self) -> Lsn {
+        let segment = WalSegment::holding(self.timeline, self.received, self.segment_bytes);
+        let piece_begin = self.received.0 - self.buffer.len() as u64;
+        segment.end(self.segment_bytes).min(Lsn(piece_begin + PIECE_BYTES_MAX))
     }
 
     /// Sends what came on its way.
@@ -172,27 +164,23 @@ impl Storing {
         let bytes = std::mem::take(&mut self.buffer);
         let from = Lsn(self.received.0 - bytes.len() as u64);
         self.check(from, &bytes)?;
-        let stored = self.stored(from);
+        let stored = Stored {
+            from,
+            to: self.received,
+            server_time: self.server_time.take(),
+        };
         let piece = WalPiece {
             system_identifier: self.system,
             timeline: self.timeline,
             from,
             to: stored.to,
             segment_bytes: self.segment_bytes,
-            server_time: Some(stored.server_time),
+            server_time: stored.server_time,
         };
         self.queue.push_back((stored, false));
         let sink = Arc::clone(&self.sink);
         self.puts.spawn(async move { (from, sink.put(&piece, bytes).await) });
         Ok(())
-    }
-
-    fn stored(&self, from: Lsn) -> Stored {
-        Stored {
-            from,
-            to: self.received,
-            server_time: self.server_time,
-        }
     }
 
     /// Looks whether what begins a segment is the beginning of this one.
@@ -252,13 +240,13 @@ mod tests {
     const MIB: u32 = 1 << 20;
 
     #[derive(Default)]
-    struct Sink(Mutex<Vec<(Lsn, Lsn)>>);
+    struct Sink(Mutex<Vec<WalPiece>>);
 
     #[async_trait]
     impl WalSink for Sink {
         async fn put(&self, piece: &WalPiece, bytes: Vec<u8>) -> io::Result<()> {
             assert_eq!(bytes.len() as u64, piece.len());
-            self.0.lock().unwrap().push((piece.from, piece.to));
+            self.0.lock().unwrap().push(piece.clone());
             Ok(())
         }
         async fn put_history(&self, _: SystemIdentifier, _: u32, _: &str) -> io::Result<()> {
@@ -269,11 +257,10 @@ mod tests {
         }
     }
 
-    fn storing(sink: &Arc<Sink>, at: u64, ahead: &[(u64, u64)]) -> Storing {
+    fn storing(sink: &Arc<Sink>, at: u64) -> Storing {
         let place = Place {
             timeline: 1,
             at: Lsn(at),
-            ahead: ahead.iter().map(|(from, to)| (Lsn(*from), Lsn(*to))).collect(),
         };
         let sink = Arc::clone(sink);
         Storing::create(sink, SystemIdentifier(7), MIB, place)
@@ -290,24 +277,48 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_vault_has_is_not_stored_again_and_counts_as_durable() {
+    async fn a_piece_has_the_last_time_when_the_server_had_no_more_of_it() {
+        let time = |seconds| DateTime::from_timestamp(seconds, 0);
+        let end = u64::from(MIB);
         let sink = Arc::new(Sink::default());
-        let mut storing = storing(&sink, 100, &[(300, 500), (500, 600)]);
-        storing.push(Lsn(100), &[1; 250], DateTime::UNIX_EPOCH).unwrap();
-        storing.push(Lsn(350), &[1; 350], DateTime::UNIX_EPOCH).unwrap();
+        let mut storing = storing(&sink, end - 100);
+        storing.push(Lsn(end - 100), &[1; 20], time(1)).unwrap();
+        storing.push(Lsn(end - 80), &[1; 20], time(2)).unwrap();
+        storing.push(Lsn(end - 60), &[1; 20], None).unwrap();
         assert_eq!(
             storing.durable(),
-            Lsn(100),
-            "what was put is not durable before it has arrived"
+            Lsn(end - 100),
+            "what came is not durable before it has arrived"
         );
         storing.cut().unwrap();
+        storing.push(Lsn(end - 40), &[1; 20], None).unwrap();
+        storing.cut().unwrap();
+        // The server had the rest of it, which is of the next segment.
+        let mut bytes = vec![1; 20];
+        bytes.extend(segment(end, 7, 100));
+        storing.push(Lsn(end - 20), &bytes, time(3)).unwrap();
+        storing.cut().unwrap();
+        let mut told = Vec::new();
         while storing.is_busy() {
-            storing.settled().await.unwrap();
+            told.extend(storing.settled().await.unwrap());
         }
-        assert_eq!((storing.received(), storing.durable()), (Lsn(700), Lsn(700)));
+        assert_eq!(storing.durable(), Lsn(end + 100));
+        let expected = [
+            (end - 100, end - 40, time(2)),
+            (end - 40, end - 20, None),
+            (end - 20, end, None),
+            (end, end + 100, time(3)),
+        ]
+        .map(|(from, to, server_time)| Stored {
+            from: Lsn(from),
+            to: Lsn(to),
+            server_time,
+        });
+        assert_eq!(told, expected);
         let mut put = sink.0.lock().unwrap().clone();
-        put.sort();
-        assert_eq!(put, [(Lsn(100), Lsn(300)), (Lsn(600), Lsn(700))]);
+        put.sort_by_key(|piece| piece.from);
+        let put: Vec<_> = put.iter().map(|piece| (piece.from, piece.server_time)).collect();
+        assert_eq!(put, expected.map(|stored| (stored.from, stored.server_time)));
     }
 
     #[tokio::test]
@@ -329,11 +340,11 @@ mod tests {
                 }),
             ),
         ] {
-            let mut storing = storing(&sink, begin, &[]);
-            storing.push(Lsn(begin), &bytes, DateTime::UNIX_EPOCH).unwrap();
+            let mut storing = storing(&sink, begin);
+            storing.push(Lsn(begin), &bytes, None).unwrap();
             assert_eq!(storing.cut().err(), damage);
         }
-        let came = storing(&sink, begin, &[]).push(Lsn(begin + 1), &[0], DateTime::UNIX_EPOCH);
+        let came = storing(&sink, begin).push(Lsn(begin + 1), &[0], None);
         assert!(matches!(came, Err(WalDamage::Place { .. })));
     }
 }

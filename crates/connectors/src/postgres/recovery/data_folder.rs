@@ -9,7 +9,8 @@ use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource, Liste
 use strongroom_proto::receipt::{Check, CheckOutcome};
 use strongroom_proto::wal::ClusterFacts;
 
-use super::error::RecoveryError;
+use super::error::{RecoveryError, was_killed};
+use crate::child::describe;
 use crate::files::{self, Change, Existing, RestoreOptions, Selection};
 use crate::postgres::cluster::ServerBinaries;
 use crate::postgres::run_as::{RunAs, clean_environment};
@@ -22,7 +23,7 @@ const FILE_MODE: u32 = 0o100_600;
 /// links to those over the files that are here.
 const TABLESPACE_MAP: &str = "tablespace_map";
 const MANIFEST: &str = "backup_manifest";
-/// In a data folder until its recovery is done: who may go on with it.
+/// In a data folder until its recovery is done or its server is promoted: who may go on with it.
 const MARK: &str = "strongroom-recovery";
 /// Lines of a failed check that are repeated.
 const SAID_LINES_MAX: usize = 5;
@@ -111,9 +112,11 @@ pub(super) fn lay_down(
     })
 }
 
-/// Takes away what only an unfinished recovery has.
+/// Takes the mark away, so that it stays away when the machine goes down: from now on nobody may go on with this folder.
 pub(super) fn remove_mark(data_dir: &Path) -> Result<(), RecoveryError> {
-    remove_if_there(&data_dir.join(MARK))
+    remove_if_there(&data_dir.join(MARK))?;
+    let synced = std::fs::File::open(data_dir).and_then(|folder| folder.sync_all());
+    synced.map_err(RecoveryError::file("sync", data_dir))
 }
 
 pub(super) fn remove_if_there(path: &Path) -> Result<(), RecoveryError> {
@@ -254,6 +257,12 @@ fn verify(data_dir: &Path, binaries: &ServerBinaries, run_as: RunAs) -> Result<C
         .filter(|line| !line.is_empty())
         .take(SAID_LINES_MAX)
         .collect();
+    if was_killed(output.status) {
+        return Err(RecoveryError::Tool {
+            doing: "compare the files with the server's manifest".to_owned(),
+            output: describe(output.status),
+        });
+    }
     Err(RecoveryError::BadBackup {
         what: format!("pg_verifybackup says: {}", lines.join("; ")),
     })

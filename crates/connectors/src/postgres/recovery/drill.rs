@@ -12,10 +12,11 @@ use strongroom_proto::receipt::{Check, CheckOutcome};
 use strongroom_proto::wal::{ClusterFacts, Leave, Recovery, RecoveryTarget};
 
 use super::data_folder::FILES_CHECK;
-use super::error::RecoveryError;
+use super::error::{RecoveryError, was_killed};
 use super::feed::WalFetch;
 use super::replay::Live;
 use super::{Durability, Prepared, RecoveryProgress, RecoveryRequest};
+use crate::child::describe;
 use crate::postgres::run_as::clean_environment;
 use crate::postgres::{DrillConfig, quote};
 use crate::scratch::ScratchDir;
@@ -69,6 +70,7 @@ pub fn drill_cluster(
     checks.append(&mut live.checks);
     checks.push(match visit_databases(&mut live) {
         Ok(detail) => check(DATABASES, CheckOutcome::Passed, detail),
+        Err(error) if !error.is_about_backup() => return Err(error),
         Err(error) => check(DATABASES, CheckOutcome::Failed, one_line(&error)),
     });
     // Everything must be written before the pages are looked at.
@@ -135,6 +137,12 @@ fn check_pages(prepared: &Prepared) -> Result<Check, RecoveryError> {
         .arg(&prepared.data_dir)
         .stdin(Stdio::null());
     let output = command.output().map_err(RecoveryError::file("run", &program))?;
+    if was_killed(output.status) {
+        return Err(RecoveryError::Tool {
+            doing: "check the checksums of all pages".to_owned(),
+            output: describe(output.status),
+        });
+    }
     let said = String::from_utf8_lossy(if output.status.success() {
         &output.stdout
     } else {

@@ -127,6 +127,14 @@ pub enum RecoveryError {
         /// The last lines of its log, and what to do.
         log: String,
     },
+    /// The server ended, or did not do what it was told, because of this machine and not of what it recovers.
+    #[error("{doing}: {log}")]
+    Here {
+        /// What it was at.
+        doing: &'static str,
+        /// The last lines of its log, and what to do.
+        log: String,
+    },
     /// The server did not answer a question.
     #[error("{doing} the recovered server: {problem}")]
     Sql {
@@ -163,8 +171,8 @@ impl RecoveryError {
             | Self::OtherCluster { .. }
             | Self::NotReached { .. }
             | Self::OtherMoment { .. }
-            | Self::Ended { .. }
-            | Self::Sql { .. } => true,
+            | Self::Ended { .. } => true,
+            Self::Sql { source, .. } => is_of_content(source),
             Self::Read { source, .. } => is_damage(source),
             Self::Wal { source, .. } => is_damaged_wal(source),
             Self::LayDown {
@@ -200,10 +208,96 @@ fn is_damaged_wal(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
+/// How a process ended that the kernel, or somebody, killed: nothing that it read makes it do so.
+pub(super) const KILLED: &str = "killed by signal 9";
+
+/// The same of a tool that has ended.
+pub(super) fn was_killed(status: std::process::ExitStatus) -> bool {
+    use std::os::unix::process::ExitStatusExt as _;
+    status.signal() == Some(9)
+}
+
+/// Whether what a server says tells of what this machine lacks.
+pub(super) fn is_local_trouble(said: &str) -> bool {
+    [
+        "No space left on device",
+        "Disk quota exceeded",
+        // A library that is not installed here.
+        "could not access file",
+        "could not load library",
+        "Cannot allocate memory",
+        "out of memory",
+        "Too many open files",
+        "terminated by signal 9",
+        "could not open shared memory segment",
+        "could not create shared memory segment",
+        "could not map anonymous shared memory",
+        "could not create semaphores",
+        "could not fork",
+    ]
+    .iter()
+    .any(|trouble| said.contains(trouble))
+}
+
+/// Whether an answer of a server tells of the content it was asked for: not that it did not come, came too late, or was
+/// refused for want of something.
+fn is_of_content(error: &SqlError) -> bool {
+    // Resources, the operator's doing, and timeouts.
+    const LOCAL: [&str; 3] = ["53", "57", "08"];
+    error
+        .code()
+        .is_some_and(|code| !LOCAL.iter().any(|class| code.starts_with(class)) && !is_local_trouble(&error.to_string()))
+}
+
 /// Whether somebody has to do something first: open a file, make room.
 fn is_refusal(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::PermissionDenied | io::ErrorKind::StorageFull | io::ErrorKind::InvalidInput
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_machine_lacks_is_not_about_the_backup() {
+        let answer = |code, message: &str| RecoveryError::sql("ask")(SqlError::answer(message, code));
+        for (code, message) in [
+            (None, "could not connect within 10 s (timeout expired)"),
+            (
+                Some("53100"),
+                "could not extend file \"base/5/1\": No space left on device",
+            ),
+            (Some("53200"), "out of memory"),
+            (Some("57014"), "canceling statement due to statement timeout"),
+            (Some("57P03"), "the database system is starting up"),
+            (
+                Some("58P01"),
+                "could not access file \"$libdir/postgis-3\": No such file or directory",
+            ),
+        ] {
+            assert!(!answer(code, message).is_about_backup(), "{message}");
+        }
+        for (code, message) in [
+            ("XX001", "invalid page in block 0 of relation base/5/1259"),
+            (
+                "58P01",
+                "could not open file \"base/5/1259\": No such file or directory",
+            ),
+        ] {
+            assert!(answer(Some(code), message).is_about_backup(), "{message}");
+        }
+        let doing = "run a server";
+        let log = String::new();
+        assert!(
+            RecoveryError::Ended {
+                doing,
+                log: log.clone()
+            }
+            .is_about_backup()
+        );
+        assert!(!RecoveryError::Here { doing, log }.is_about_backup());
+    }
 }

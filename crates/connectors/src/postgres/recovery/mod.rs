@@ -124,7 +124,6 @@ pub fn recover(
     recovered.notes.append(&mut live.notes);
     live.process.stop(Signal::INT);
     drop(live);
-    remove_mark(&prepared.data_dir)?;
     data_folder::remove_if_there(&prepared.data_dir.join(RECOVERY_LOG))?;
     if request.recovery.leave == Leave::Running {
         let running = running::start(&prepared.binaries, prepared.run_as, &prepared.data_dir)?;

@@ -10,7 +10,8 @@ use strongroom_proto::receipt::Check;
 use strongroom_proto::wal::{ClusterFacts, Lsn, Recovery, RecoveryTarget};
 
 use super::control::Control;
-use super::error::RecoveryError;
+use super::data_folder::remove_mark;
+use super::error::{KILLED, RecoveryError, is_local_trouble};
 use super::feed::{Feed, WalFetch};
 use super::log::{Observed, read_time};
 use super::moment::{self, Came, Reached};
@@ -95,7 +96,7 @@ impl Replay<'_> {
                     feed.begin_again();
                 }
                 Watched::Came(came) => {
-                    let reached = self.look(&mut process, &mut observed, &mut door, came)?;
+                    let reached = self.look(&mut process, &mut observed, &mut door, &feed, came)?;
                     let missing = feed.last_absent();
                     let mut checks = vec![moment::assert(
                         self.recovery,
@@ -105,10 +106,12 @@ impl Replay<'_> {
                         missing,
                     )?];
                     let segments = feed.segments();
-                    progress(RecoveryProgress::Promoting);
                     if came == Came::ToTheEndOfWal && self.recovery.to != RecoveryTarget::Latest {
                         (process, observed) = self.start_without_moment(process, &door, &feed, &mut needs)?;
                     }
+                    // Another try would make a standby of a folder that is promoted, and maybe in use.
+                    remove_mark(self.data_dir)?;
+                    progress(RecoveryProgress::Promoting);
                     checks.push(self.promote(&mut process, &mut observed, &mut door, &feed)?);
                     return Ok(Live {
                         process,
@@ -254,9 +257,12 @@ impl Replay<'_> {
             };
         }
         let log = if said.is_empty() { process.log_tail() } else { said };
-        RecoveryError::Ended {
-            doing: "run a server that recovers the cluster",
-            log: format!("it ended with {ending}: {log}{}", advice(&log)),
+        let doing = "run a server that recovers the cluster";
+        let is_local = ending.contains(KILLED) || is_local_trouble(&log);
+        let log = format!("it ended with {ending}: {log}{}", advice(&log));
+        match is_local {
+            true => RecoveryError::Here { doing, log },
+            false => RecoveryError::Ended { doing, log },
         }
     }
 
@@ -266,6 +272,7 @@ impl Replay<'_> {
         process: &mut PrivateProcess,
         observed: &mut Observed,
         door: &mut Door,
+        feed: &Feed,
         came: Came,
     ) -> Result<Reached, RecoveryError> {
         let mut reached = Reached {
@@ -281,11 +288,18 @@ impl Replay<'_> {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         let asked = loop {
             let asked = door.connect("postgres").or_else(|_| door.connect("template1"));
-            let is_over = process.ended_within(Duration::ZERO).is_some() || Instant::now() > deadline;
-            match asked.and_then(|mut sql| ask(&mut sql)) {
-                Ok(asked) => break asked,
-                Err(error) if is_over => return Err(RecoveryError::sql("ask")(error)),
-                Err(_) => {}
+            let ending = process.ended_within(Duration::ZERO);
+            match (asked.and_then(|mut sql| ask(&mut sql)), ending) {
+                (Ok(asked), _) => break asked,
+                (Err(_), Some(ending)) => {
+                    if let Some(error) = feed.take_failure() {
+                        return Err(error);
+                    }
+                    process.new_lines().iter().for_each(|line| observed.take(line));
+                    return Err(self.ended(process, observed, &ending));
+                }
+                (Err(error), None) if Instant::now() > deadline => return Err(RecoveryError::sql("ask")(error)),
+                (Err(_), None) => {}
             }
             let _ = process.ended_within(POLL_EVERY);
             process.new_lines().iter().for_each(|line| observed.take(line));
@@ -329,8 +343,8 @@ impl Replay<'_> {
                 return Err(self.ended(process, observed, &ending));
             }
             if Instant::now() > deadline {
-                return Err(RecoveryError::Ended {
-                    doing: "promote the recovered server",
+                return Err(RecoveryError::Here {
+                    doing: "promote the recovered server in time",
                     log: process.log_tail(),
                 });
             }

@@ -1,12 +1,12 @@
 //! Answers what `restore_command` asks for, from a vault's pieces.
 //!
 //! Postgres takes "absent" for the end of the archive and goes on without what comes after, so that answer is given only
-//! where the vault has WAL of this cluster and knows of nothing later on the timeline; whatever else cannot be answered
-//! is an error.
+//! where the vault has WAL of this cluster and knows of nothing later on the timeline, or where nothing later is wanted;
+//! whatever else cannot be answered is an error. A piece that is bad is an error only where no sound one covers its place.
 
 use std::io;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use strongroom_proto::wal::{Lsn, StoredPiece, SystemIdentifier, TimelineHistory, WalPiece, WalSegment, WalSource};
 
 use super::name::WalFileName;
@@ -144,10 +144,26 @@ pub async fn find(
     segment_bytes: u32,
     name: &str,
 ) -> Result<Answer, AssembleError> {
+    find_up_to(source, system, segment_bytes, name, None).await
+}
+
+/// The same where WAL is wanted up to `wal_end` only: a hole that begins there or later is the end of WAL.
+///
+/// # Errors
+///
+/// Everything but "found" and "definitely absent".
+pub async fn find_up_to(
+    source: &dyn WalSource,
+    system: SystemIdentifier,
+    segment_bytes: u32,
+    name: &str,
+    wal_end: Option<Lsn>,
+) -> Result<Answer, AssembleError> {
     let archive = Archive {
         source,
         system,
         segment_bytes,
+        wal_end,
     };
     let refused = || AssembleError::Name { name: name.to_owned() };
     match WalFileName::parse(name, segment_bytes).ok_or_else(refused)? {
@@ -165,6 +181,24 @@ struct Archive<'a> {
     source: &'a dyn WalSource,
     system: SystemIdentifier,
     segment_bytes: u32,
+    /// What is written from here on is not needed.
+    wal_end: Option<Lsn>,
+}
+
+/// A piece that cannot be used.
+struct Bad {
+    /// Where its place ends.
+    to: Lsn,
+    /// Why it cannot be used.
+    error: AssembleError,
+}
+
+/// The pieces of a segment.
+struct Listed {
+    /// Those that lie in it, in the order of where they begin, the longest of those that begin together first.
+    pieces: Vec<StoredPiece>,
+    /// One that does not.
+    stray: Option<Bad>,
 }
 
 /// The beginning of a segment, as far as there are pieces.
@@ -180,17 +214,20 @@ impl Archive<'_> {
         let mut tries_left = TRIES;
         loop {
             tries_left -= 1;
-            let pieces = self.pieces(segment).await?;
-            let mut joined = self.join(segment, &pieces).await?;
+            let Listed { pieces, stray } = self.pieces(segment).await?;
+            let mut joined = self.join(segment, &pieces, stray).await?;
             let is_whole = joined.bytes.len() == self.segment_bytes as usize;
             if !is_whole && let Some(evidence) = self.later(segment, joined.bytes.len()).await? {
+                let from = Lsn(segment.begin(self.segment_bytes).0 + joined.bytes.len() as u64);
+                let is_wanted = !self.is_beyond(from);
                 // It may have come after the pieces were listed; then there are more of them now.
-                if tries_left > 0 && before.as_ref() != Some(&pieces) {
+                if is_wanted && tries_left > 0 && before.as_ref() != Some(&pieces) {
                     before = Some(pieces);
                     continue;
                 }
-                let from = Lsn(segment.begin(self.segment_bytes).0 + joined.bytes.len() as u64);
-                return Err(self.hole(segment, from, segment.end(self.segment_bytes), evidence));
+                if is_wanted {
+                    return Err(self.hole(segment, from, segment.end(self.segment_bytes), evidence));
+                }
             }
             if joined.bytes.is_empty() {
                 return Ok(Answer::Absent);
@@ -209,16 +246,20 @@ impl Archive<'_> {
         }
     }
 
-    /// The pieces in the order of where they begin, the longest of those that begin together first.
-    async fn pieces(&self, segment: WalSegment) -> Result<Vec<StoredPiece>, AssembleError> {
+    /// Whether nothing from this place on is wanted.
+    fn is_beyond(&self, from: Lsn) -> bool {
+        self.wal_end.is_some_and(|end| from >= end)
+    }
+
+    async fn pieces(&self, segment: WalSegment) -> Result<Listed, AssembleError> {
         let listed = self.source.segment_pieces(self.system, segment).await;
         let mut pieces = listed.map_err(|e| self.failed(format!("list the pieces of {}", self.file(segment)), e))?;
         let (begin, end) = (segment.begin(self.segment_bytes), segment.end(self.segment_bytes));
-        if let Some(stray) = pieces
-            .iter()
-            .find(|p| p.timeline != segment.timeline || p.from < begin || p.to > end || p.from >= p.to)
-        {
-            return Err(AssembleError::Piece {
+        let is_stray =
+            |p: &StoredPiece| p.timeline != segment.timeline || p.from < begin || p.to > end || p.from >= p.to;
+        let stray = pieces.iter().find(|p| is_stray(p)).map(|stray| Bad {
+            to: end,
+            error: AssembleError::Piece {
                 piece: format!("from {} to {} of timeline {}", stray.from, stray.to, stray.timeline),
                 problem: format!(
                     "it does not lie within {} with segments of {} bytes; if this cluster's are of another size, say so \
@@ -226,14 +267,21 @@ impl Archive<'_> {
                     self.file(segment),
                     self.segment_bytes
                 ),
-            });
-        }
+            },
+        });
+        pieces.retain(|p| !is_stray(p));
         pieces.sort_by(|a, b| (a.from, b.to, a.sha256).cmp(&(b.from, a.to, b.sha256)));
-        Ok(pieces)
+        Ok(Listed { pieces, stray })
     }
 
-    async fn join(&self, segment: WalSegment, pieces: &[StoredPiece]) -> Result<Joined, AssembleError> {
+    async fn join(
+        &self,
+        segment: WalSegment,
+        pieces: &[StoredPiece],
+        stray: Option<Bad>,
+    ) -> Result<Joined, AssembleError> {
         let begin = segment.begin(self.segment_bytes);
+        let mut bad: Vec<Bad> = stray.into_iter().collect();
         let mut joined = Joined {
             bytes: Vec::with_capacity(match pieces.is_empty() {
                 true => 0,
@@ -244,9 +292,23 @@ impl Archive<'_> {
         // Not mapped as a stream, whose futures could not go from thread to thread.
         let reads: Vec<_> = pieces.iter().map(|piece| self.read(segment, piece)).collect();
         let mut read = futures::stream::iter(reads).buffered(READS_AT_ONCE);
-        while let Some((piece, bytes)) = read.try_next().await? {
+        while let Some((piece, answer)) = read.next().await {
+            let bytes = match answer {
+                Ok(bytes) => bytes,
+                // Who may create objects could make any segment unreadable, were it an error where sound ones are too.
+                Err(error) if is_bad(&error) => {
+                    tracing::warn!(piece = self.name(segment, piece), %error, "a piece of WAL is set aside");
+                    bad.push(Bad { to: piece.to, error });
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let reached = Lsn(begin.0 + joined.bytes.len() as u64);
             if piece.from > reached {
+                if self.is_beyond(reached) {
+                    return Ok(joined);
+                }
+                refuse_uncovered(bad, reached)?;
                 let evidence = format!("the piece {} comes after it", self.name(segment, piece));
                 return Err(self.hole(segment, reached, piece.from, evidence));
             }
@@ -270,6 +332,10 @@ impl Archive<'_> {
                 joined.parts.push((joined.bytes.len(), self.name(segment, piece)));
             }
         }
+        let reached = Lsn(begin.0 + joined.bytes.len() as u64);
+        if !self.is_beyond(reached) {
+            refuse_uncovered(bad, reached)?;
+        }
         Ok(joined)
     }
 
@@ -277,7 +343,11 @@ impl Archive<'_> {
         &self,
         segment: WalSegment,
         piece: &'p StoredPiece,
-    ) -> Result<(&'p StoredPiece, Vec<u8>), AssembleError> {
+    ) -> (&'p StoredPiece, Result<Vec<u8>, AssembleError>) {
+        (piece, self.content(segment, piece).await)
+    }
+
+    async fn content(&self, segment: WalSegment, piece: &StoredPiece) -> Result<Vec<u8>, AssembleError> {
         let name = || self.name(segment, piece);
         let read = self.source.read(self.system, piece).await;
         let (says, bytes) = read.map_err(|e| self.failed(format!("read the piece {}", name()), e))?;
@@ -299,7 +369,7 @@ impl Archive<'_> {
         if says != expected || bytes.len() as u64 != says.len() {
             return Err(refused("it is not what its name says".to_owned()));
         }
-        Ok((piece, bytes))
+        Ok(bytes)
     }
 
     /// How it is known that the cluster wrote more than this much of a segment, where it is.
@@ -400,15 +470,38 @@ impl Archive<'_> {
     }
 
     fn name(&self, segment: WalSegment, piece: &StoredPiece) -> String {
-        piece_name(segment, self.segment_bytes, piece)
+        piece_name(self.system, segment, self.segment_bytes, piece)
     }
 }
 
-/// A piece as it is named in the vault, below its timeline.
-pub(super) fn piece_name(segment: WalSegment, segment_bytes: u32, piece: &StoredPiece) -> String {
+/// Whether it is the piece that is bad: not the store that does not answer, nor what it is opened with.
+fn is_bad(error: &AssembleError) -> bool {
+    match error {
+        AssembleError::Piece { .. } => true,
+        AssembleError::Source { source, .. } => source.kind() == io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
+/// The error of a bad piece whose place the sound ones, which reach this far, do not cover.
+fn refuse_uncovered(bad: Vec<Bad>, reached: Lsn) -> Result<(), AssembleError> {
+    match bad.into_iter().find(|bad| bad.to > reached) {
+        Some(bad) => Err(bad.error),
+        None => Ok(()),
+    }
+}
+
+/// A piece as it is named in the vault.
+pub(super) fn piece_name(
+    system: SystemIdentifier,
+    segment: WalSegment,
+    segment_bytes: u32,
+    piece: &StoredPiece,
+) -> String {
     let begin = segment.begin(segment_bytes).0;
     format!(
-        "{}/{:08x}-{:08x}-{segment_bytes:08x}.{}",
+        "wal/{system}/{:08X}/{}/{:08X}-{:08X}-{segment_bytes:08X}.{}",
+        segment.timeline,
         segment.file_name(segment_bytes),
         piece.from.0.saturating_sub(begin),
         piece.to.0.saturating_sub(begin),

@@ -17,9 +17,9 @@ mod page;
 mod push;
 mod settings;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
-pub use assemble::{Answer, AssembleError, Found, find};
+pub use assemble::{Answer, AssembleError, Found, find, find_up_to};
 pub use name::WalFileName;
 pub use page::HeadProblem;
 pub use push::{PushError, Pushed, push};

@@ -1,7 +1,7 @@
 //! Stores what `archive_command` hands over.
 //!
 //! A file is checked before it is stored: its length, its first page, its name and its cluster. One segment becomes one
-//! piece.
+//! piece, a very large one several.
 //!
 //! Where the vault has pieces of the same segment already, and they cannot be read here or differ, the file is stored
 //! beside them and the caller told so. It is not refused: Postgres would try the same file again for ever and keep all WAL
@@ -23,6 +23,8 @@ use super::page::{Head, HeadProblem, content_bytes};
 
 /// The largest segments that Postgres can be built with.
 const SEGMENT_MAX_BYTES: u32 = 1 << 30;
+/// The most of a segment that becomes one piece: who reads holds whole pieces in memory, several at a time.
+const PIECE_MAX_BYTES: u32 = 16 << 20;
 /// The smallest.
 const SEGMENT_MIN_BYTES: u32 = 1 << 20;
 /// A history has a line of some fifty bytes for every time the cluster was promoted.
@@ -247,8 +249,10 @@ async fn store(
     if matches!(compared, Compared::Same { has_all: true }) {
         return Ok(Pushed::AlreadyThere(piece));
     }
-    sink.put(&piece, bytes).await.map_err(failed(format!("store {file}")))?;
-    let named = |other: &StoredPiece| piece_name(segment, piece.segment_bytes, other);
+    put(sink, &piece, bytes)
+        .await
+        .map_err(failed(format!("store {file}")))?;
+    let named = |other: &StoredPiece| piece_name(piece.system_identifier, segment, piece.segment_bytes, other);
     Ok(match compared {
         Compared::Differs { at, other } => Pushed::StoredApart {
             at,
@@ -261,6 +265,25 @@ async fn store(
         },
         Compared::Same { .. } | Compared::Unknown => Pushed::Stored(piece),
     })
+}
+
+/// Stores a file, in pieces that are not too large.
+async fn put(sink: &dyn WalSink, whole: &WalPiece, bytes: Vec<u8>) -> io::Result<()> {
+    let most = PIECE_MAX_BYTES as usize;
+    if bytes.len() <= most {
+        return sink.put(whole, bytes).await;
+    }
+    let mut from = whole.from;
+    for part in bytes.chunks(most) {
+        let piece = WalPiece {
+            from,
+            to: Lsn(from.0 + part.len() as u64),
+            ..whole.clone()
+        };
+        from = piece.to;
+        sink.put(&piece, part.to_vec()).await?;
+    }
+    Ok(())
 }
 
 enum Compared {
@@ -278,14 +301,25 @@ async fn compare(
 ) -> Result<Compared, PushError> {
     let segment: WalSegment = piece.segment();
     let mut covered_to = piece.from;
+    let mut is_all_known = true;
     let mut ordered: Vec<&StoredPiece> = there.iter().collect();
     ordered.sort_by_key(|other| other.from);
     for other in ordered {
-        let read = source.read(piece.system_identifier, other).await;
-        let (_, content) = read.map_err(|source| PushError::Vault {
-            doing: format!("read the piece {}", piece_name(segment, piece.segment_bytes, other)),
-            source,
-        })?;
+        let (_, content) = match source.read(piece.system_identifier, other).await {
+            Ok(read) => read,
+            // A bad piece does not keep a good one out.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                is_all_known = false;
+                continue;
+            }
+            Err(source) => {
+                let name = piece_name(piece.system_identifier, segment, piece.segment_bytes, other);
+                return Err(PushError::Vault {
+                    doing: format!("read the piece {name}"),
+                    source,
+                });
+            }
+        };
         let offset = usize::try_from(other.from.0.saturating_sub(piece.from.0)).unwrap_or(usize::MAX);
         let ours = bytes.get(offset..).unwrap_or_default();
         if let Some(differs) = ours.iter().zip(&content).position(|(a, b)| a != b) {
@@ -298,8 +332,10 @@ async fn compare(
             covered_to = covered_to.max(other.to);
         }
     }
-    Ok(Compared::Same {
-        has_all: covered_to >= piece.to,
+    let has_all = covered_to >= piece.to;
+    Ok(match is_all_known || has_all {
+        true => Compared::Same { has_all },
+        false => Compared::Unknown,
     })
 }
 

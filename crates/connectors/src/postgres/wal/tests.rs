@@ -9,11 +9,12 @@ use chrono::DateTime;
 use strongroom_proto::Sha256Digest;
 use strongroom_proto::wal::{Lsn, StoredPiece, SystemIdentifier, WalPiece, WalSegment, WalSink, WalSource};
 
-use super::page::tests::{MIB, SYSTEM, segment_of};
+use super::page::tests::segment_of;
+pub(crate) use super::page::tests::{MIB, SYSTEM};
 use super::{Answer, AssembleError, HeadProblem, PushError, Pushed, find, push};
 
 #[derive(Default)]
-struct Memory(Mutex<State>);
+pub(crate) struct Memory(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -22,11 +23,13 @@ struct State {
     /// Pieces that come after so many more calls.
     late: Option<(u32, u64, u32, u32)>,
     calls: u32,
+    /// Pieces, by their place in the list, that cannot be opened.
+    bad: Vec<usize>,
     /// The call that fails.
     fails_at: Option<u32>,
 }
 
-const fn first(number: u64) -> WalSegment {
+pub(crate) const fn first(number: u64) -> WalSegment {
     WalSegment { timeline: 1, number }
 }
 
@@ -34,12 +37,12 @@ const fn on(timeline: u32, number: u64) -> WalSegment {
     WalSegment { timeline, number }
 }
 
-fn content(segment: WalSegment) -> Vec<u8> {
+pub(crate) fn content(segment: WalSegment) -> Vec<u8> {
     segment_of(segment, &[200_000, 300_000, 400_000, 100_000])
 }
 
 impl Memory {
-    fn add(&self, segment: WalSegment, from: u32, to: u32) {
+    pub(crate) fn add(&self, segment: WalSegment, from: u32, to: u32) {
         self.add_bytes(segment, from, &content(segment)[from as usize..to as usize]);
     }
 
@@ -55,6 +58,16 @@ impl Memory {
             server_time: None,
         };
         state.put(&piece, bytes.to_vec());
+    }
+
+    /// A piece that comes after so many more calls.
+    pub(crate) fn comes_after(&self, calls: u32, number: u64, from: u32, to: u32) {
+        self.0.lock().unwrap().late = Some((calls, number, from, to));
+    }
+
+    /// The piece that came as this one cannot be opened.
+    fn spoil(&self, number: usize) {
+        self.0.lock().unwrap().bad.push(number);
     }
 
     fn history(&self, timeline: u32, text: &str) {
@@ -130,7 +143,11 @@ impl WalSource for Memory {
     }
     async fn read(&self, _: SystemIdentifier, piece: &StoredPiece) -> io::Result<(WalPiece, Vec<u8>)> {
         let state = self.called()?;
-        let found = state.pieces.iter().find(|(p, ..)| p == piece);
+        let found = state.pieces.iter().position(|(p, ..)| p == piece);
+        if found.is_some_and(|number| state.bad.contains(&number)) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its signature is not valid"));
+        }
+        let found = found.and_then(|number| state.pieces.get(number));
         let (_, piece, bytes) = found.ok_or(io::ErrorKind::NotFound)?;
         Ok((piece.clone(), bytes.clone()))
     }
@@ -202,12 +219,13 @@ async fn of_two_versions_none_is_chosen() {
         Err(AssembleError::TwoVersions { at, one, other }) => {
             assert_eq!(at, Lsn(first(5).begin(MIB).0 + 650_000));
             // Both can be found in the vault by these names.
+            let folder = format!("wal/{SYSTEM}/00000001/000000010000000000000005");
             assert!(
-                one.starts_with("000000010000000000000005/0007a120-000aae60-00100000."),
+                one.starts_with(&format!("{folder}/0007A120-000AAE60-00100000.")),
                 "{one}"
             );
             assert!(
-                other.starts_with("000000010000000000000005/000927c0-00100000-00100000."),
+                other.starts_with(&format!("{folder}/000927C0-00100000-00100000.")),
                 "{other}"
             );
         }
@@ -264,7 +282,7 @@ async fn what_comes_while_it_is_asked_for_is_no_hole() {
     vault.add(first(5), 0, 1000);
     vault.add(first(6), 0, 1000);
     // The rest of 5 is listed the second time only.
-    vault.0.lock().unwrap().late = Some((2, 5, 1000, MIB));
+    vault.comes_after(2, 5, 1000, MIB);
     assert_eq!(found(vault.ask_segment(first(5)).await), (content(first(5)), true));
 }
 
@@ -384,6 +402,39 @@ async fn a_piece_that_contradicts_its_name_is_refused() {
     ] {
         let answer = spoilt.ask_segment(first(5)).await;
         assert!(matches!(answer, Err(AssembleError::Piece { .. })), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_piece_matters_only_where_no_sound_one_covers_its_place() {
+    let vault = Memory::default();
+    vault.add(first(5), 0, MIB);
+    vault.add(first(5), 0, 600_000);
+    vault.spoil(0);
+    let answer = vault.ask_segment(first(5)).await;
+    assert!(matches!(answer, Err(AssembleError::Source { .. })), "{answer:?}");
+    vault.add(first(5), 700_000, MIB);
+    let answer = vault.ask_segment(first(5)).await;
+    assert!(matches!(answer, Err(AssembleError::Source { .. })), "{answer:?}");
+    vault.add(first(5), 500_000, 700_000);
+    assert_eq!(found(vault.ask_segment(first(5)).await), (content(first(5)), true));
+    // One that is not what its name says, and one that belongs elsewhere.
+    vault.add(first(5), 1000, 2000);
+    vault.0.lock().unwrap().pieces[4].2.truncate(10);
+    vault.add(first(5), 3000, MIB);
+    vault.0.lock().unwrap().pieces[5].0.to.0 += 8;
+    assert_eq!(found(vault.ask_segment(first(5)).await), (content(first(5)), true));
+    // A store that does not answer is no bad piece.
+    for fails_at in 1..=6 {
+        {
+            let mut state = vault.0.lock().unwrap();
+            (state.calls, state.fails_at) = (0, Some(fails_at));
+        }
+        let answer = vault.ask_segment(first(5)).await;
+        assert!(
+            matches!(answer, Err(AssembleError::Source { .. })),
+            "{fails_at}: {answer:?}"
+        );
     }
 }
 
@@ -534,6 +585,15 @@ async fn what_is_there_already_is_compared_by_who_may_read_it() {
         "{blind:?}"
     );
     assert_eq!(found(vault.ask(&name).await), (good.clone(), true));
+    // Bad pieces keep nothing out.
+    for number in 0..3 {
+        vault.spoil(number);
+    }
+    let beside = push(&vault, Some(&vault), SYSTEM, &path).await.unwrap();
+    assert!(
+        matches!(&beside, Pushed::StoredBeside { others, .. } if others.len() == 3),
+        "{beside:?}"
+    );
     // Another server's version: kept, told, and never chosen between.
     let mut other = good;
     other[777] ^= 1;
@@ -543,9 +603,33 @@ async fn what_is_there_already_is_compared_by_who_may_read_it() {
         matches!(&apart, Pushed::StoredApart { at, .. } if at.0 == first(5).begin(MIB).0 + 777),
         "{apart:?}"
     );
-    assert_eq!(stored(), 4);
+    assert_eq!(stored(), 5);
     let two = vault.ask(&name).await;
     assert!(matches!(two, Err(AssembleError::TwoVersions { .. })), "{two:?}");
+}
+
+#[tokio::test]
+async fn a_very_large_segment_becomes_several_pieces() {
+    const LARGE: u32 = 32 * MIB;
+    let segment = first(5);
+    let mut bytes = content(segment);
+    bytes.resize(LARGE as usize, 7);
+    // The place and the size that the first page tells.
+    bytes[8..16].copy_from_slice(&segment.begin(LARGE).0.to_le_bytes());
+    bytes[32..36].copy_from_slice(&LARGE.to_le_bytes());
+    let (_folder, path) = file(&segment.file_name(LARGE), &bytes);
+    let vault = Memory::default();
+    let pushed = push(&vault, None, SYSTEM, &path).await.unwrap();
+    assert!(
+        matches!(&pushed, Pushed::Stored(piece) if piece.from == segment.begin(LARGE) && piece.to == segment.end(LARGE)),
+        "{pushed:?}"
+    );
+    let state = vault.0.into_inner().unwrap();
+    let sizes: Vec<u64> = state.pieces.iter().map(|(_, piece, _)| piece.len()).collect();
+    assert_eq!(sizes, [u64::from(16 * MIB); 2]);
+    assert_eq!(state.pieces[1].0.from.0, segment.begin(LARGE).0 + u64::from(16 * MIB));
+    let joined: Vec<u8> = state.pieces.into_iter().flat_map(|(.., bytes)| bytes).collect();
+    assert!(joined == bytes, "the pieces in order are the segment");
 }
 
 #[tokio::test]
