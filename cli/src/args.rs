@@ -484,6 +484,9 @@ pub(crate) struct TargetAddArgs {
     /// files: leave out larger files
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_file_bytes: Option<u64>,
+    /// How hard zstd tries, 1 to 19 [default: 3]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) zstd_level: Option<i32>,
     /// files: what is run before each backup: the program, and then each of its arguments as one more --before
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub(crate) before: Vec<String>,

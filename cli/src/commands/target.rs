@@ -324,6 +324,7 @@ fn declaration(args: TargetAddArgs) -> anyhow::Result<Value> {
         ("one_file_system", args.one_file_system.then_some(Value::Bool(true))),
         ("exclude_caches", args.exclude_caches.then_some(Value::Bool(true))),
         ("max_file_bytes", args.max_file_bytes.map(Value::from)),
+        ("zstd_level", args.zstd_level.map(Value::from)),
         ("hooks", hooks),
         ("program", args.program.map(Value::from)),
         ("args", (!args.args.is_empty()).then(|| Value::from(args.args))),

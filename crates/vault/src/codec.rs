@@ -8,7 +8,7 @@ use std::io;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, compress_bound};
 
-/// The level of content that shrinks.
+/// The level of content that shrinks, where nothing else is said, and of documents.
 pub(crate) const LEVEL: i32 = 3;
 /// The level for content that does not: a frame like any other, at memory speed.
 const STORED_LEVEL: i32 = -50;
@@ -38,9 +38,10 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// Compresses what shrinks at this level.
+    pub(crate) fn new(level: i32) -> io::Result<Self> {
         Ok(Self {
-            main: compressor(LEVEL)?,
+            main: compressor(level)?,
             probe: compressor(PROBE_LEVEL)?,
             stored: compressor(STORED_LEVEL)?,
             decoder: Decompressor::new()?,
@@ -158,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_chunk_round_trips_whether_it_shrinks_or_not() {
-        let mut encoder = Encoder::new().unwrap();
+        let mut encoder = Encoder::new(LEVEL).unwrap();
         let mut decoder = Decompressor::new().unwrap();
         let (mut frame, mut back) = (Vec::new(), Vec::new());
         for raw in [
@@ -187,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_corrupting_compressor_is_caught() {
-        let mut encoder = Encoder::new().unwrap();
+        let mut encoder = Encoder::new(LEVEL).unwrap();
         for tamper in [
             (|frame| frame.truncate(frame.len() - 5)) as fn(&mut Vec<u8>),
             |frame| frame[20] ^= 1,

@@ -5,6 +5,7 @@
 //! uploaded. The first error of any stage stops all of them and is what the writer's next call returns. Dropping the
 //! pipeline stops the stages without storing what is unfinished.
 
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -14,7 +15,7 @@ use strongroom_proto::{ChunkId, Sha256Digest};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::codec::{EncodeError, Encoder};
+use crate::codec::{EncodeError, Encoder, LEVEL};
 use crate::error::WriteError;
 use crate::keys::Recipient;
 use crate::layout;
@@ -43,6 +44,8 @@ struct Shared {
     stop: watch::Sender<bool>,
     buffers: Mutex<Vec<Vec<u8>>>,
     pack_buffers: Mutex<Vec<Vec<u8>>>,
+    /// Of compression.
+    level: AtomicI32,
     /// Packs in the store that nobody has asked for yet.
     stored: Mutex<Vec<StoredPack>>,
     #[cfg(test)]
@@ -112,12 +115,18 @@ impl Pipeline {
                 stop: watch::Sender::new(false),
                 buffers: Mutex::new(Vec::new()),
                 pack_buffers: Mutex::new(Vec::new()),
+                level: AtomicI32::new(LEVEL),
                 stored: Mutex::new(Vec::new()),
                 #[cfg(test)]
                 tamper: None,
             }),
             stages: None,
         }
+    }
+
+    /// Compresses at this level what has not been submitted yet.
+    pub(crate) fn set_level(&self, level: i32) {
+        self.shared.level.store(level, Ordering::Relaxed);
     }
 
     #[cfg(test)]
@@ -276,7 +285,7 @@ fn encode(
     let encoder = match encoder {
         Some(encoder) => encoder,
         None => {
-            let new = Encoder::new().map_err(failed)?;
+            let new = Encoder::new(shared.level.load(Ordering::Relaxed)).map_err(failed)?;
             let new = encoder.insert(new);
             #[cfg(test)]
             {
@@ -285,8 +294,6 @@ fn encode(
             new
         }
     };
-    // Outside tests nothing of it is used here.
-    let _ = shared;
     encoder.encode(raw, frame).map_err(|error| match error {
         EncodeError::Failed(source) => failed(source),
         EncodeError::DoesNotDecode => WriteError::CodecCorrupt { chunk },

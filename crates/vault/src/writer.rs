@@ -247,9 +247,11 @@ impl BackupWriter {
         self
     }
 
-    /// Whether it knows files of an earlier backup of the target.
-    pub const fn knows_earlier_files(&self) -> bool {
-        self.known.before.is_some()
+    /// Compresses at this level of zstd, 1 to 19, in place of 3. To be said before anything is written.
+    #[must_use]
+    pub fn with_zstd_level(self, level: i32) -> Self {
+        self.keeper.pipeline.set_level(level.clamp(1, 19));
+        self
     }
 
     /// Bytes of content taken so far.

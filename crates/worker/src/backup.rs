@@ -3,7 +3,6 @@
 //! The receipt is create-if-absent and written last. An attempt that finds another's receipt adopts it: the backup
 //! exists, and there is one of it.
 
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,7 +17,6 @@ use strongroom_runtime::Config;
 use strongroom_runtime::entry::one_line;
 use strongroom_vault::{BackupWriter, ChunkIndex, Committed, CommittedReceipt, Sealed, WalWriter, WriterKey};
 
-use crate::ahead::read_ahead;
 use crate::chunks::CatalogChunks;
 use crate::{AttemptContext, Outcome, Vaulted, WatchedSink, writer_key};
 
@@ -40,6 +38,8 @@ pub struct Description {
     pub surface: String,
     /// How its data is taken.
     pub method: Method,
+    /// How hard zstd tries, where the target says.
+    pub zstd_level: Option<i32>,
 }
 
 /// What a source has given.
@@ -118,10 +118,10 @@ impl Writing {
             return failed(error.is_retryable(), one_line(&error));
         }
         let written = tokio::task::spawn_blocking({
-            let (writing, job, context) = (self.clone(), job.clone(), context.clone());
+            let (writing, job, context, written) = (self.clone(), job.clone(), context.clone(), description.clone());
             let runtime = tokio::runtime::Handle::current();
             let span = tracing::Span::current();
-            move || span.in_scope(|| writing.write(&job, &context, description.method, runtime, take))
+            move || span.in_scope(|| writing.write(&job, &context, &written, runtime, take))
         });
         let (sealed, taken) = match written.await {
             Ok(Ok(written)) => written,
@@ -147,7 +147,7 @@ impl Writing {
         &self,
         job: &ClaimedJob,
         context: &AttemptContext,
-        method: Method,
+        description: &Description,
         runtime: tokio::runtime::Handle,
         take: T,
     ) -> Result<(Sealed, Taken), TakeError>
@@ -168,7 +168,10 @@ impl Writing {
         )
         .map_err(writer_failed)?;
         let is_tree = job.target_kind == TargetKind::Files;
-        if is_tree || method == Method::PhysicalBasebackup {
+        if let Some(level) = description.zstd_level {
+            writer = writer.with_zstd_level(level);
+        }
+        if is_tree || description.method == Method::PhysicalBasebackup {
             let vault = self.vaulted.vault.id();
             // A target's name has no tilde.
             let name = job.target.as_str().replace('/', "~");
@@ -176,18 +179,7 @@ impl Writing {
             let path = self.cache_dir.join(vault.to_string()).join(format!("{name}.{kind}"));
             writer = writer.with_cache(&path, &self.writer_key);
         }
-        let taken = if is_tree && writer.knows_earlier_files() {
-            // It is asked about nearly every file, and mostly there is nothing to read.
-            take(&mut WatchedSink::new(&mut writer, context), context)?
-        } else {
-            let take = |sink: &mut dyn BackupSink| take(&mut WatchedSink::new(sink, context), context);
-            let write_failed = |error: std::io::Error| TakeError {
-                // Somebody has to free space first.
-                retryable: !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
-                message: one_line(&error),
-            };
-            read_ahead(&mut writer, take, write_failed)?
-        };
+        let taken = take(&mut WatchedSink::new(&mut writer, context), context)?;
         let sealed = writer.finish().map_err(writer_failed)?;
         Ok((sealed, taken))
     }

@@ -5,7 +5,6 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
-mod ahead;
 mod attempt;
 mod backup;
 mod chunks;

@@ -21,7 +21,7 @@ use crate::received::UNTIL_NEXT_BASE;
 /// How long a backup waits for the WAL that it needs, and before it begins for somebody to receive it.
 const WAL_WITHIN: Duration = Duration::from_secs(300);
 /// How often it looks.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Takes base backups.
 #[derive(Clone)]
@@ -66,6 +66,7 @@ impl Clusters {
         let description = Description {
             surface: target.surface().to_owned(),
             method: Method::PhysicalBasebackup,
+            zstd_level: target.zstd_level,
         };
         let needs_full = self.locked().remove(&job.target);
         let taking = Taking {

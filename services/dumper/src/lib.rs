@@ -80,6 +80,7 @@ impl JobHandler for Dumper {
                 let description = Description {
                     surface,
                     method: Method::LogicalDump,
+                    zstd_level: target.zstd_level,
                 };
                 self.writing
                     .back_up(&job, &context, description, move |sink, context| {
@@ -107,6 +108,7 @@ impl JobHandler for Dumper {
                 let description = Description {
                     surface,
                     method: Method::LogicalDump,
+                    zstd_level: target.zstd_level,
                 };
                 let take = move |sink: &mut dyn strongroom_proto::manifest::BackupSink, context: &AttemptContext| {
                     let stop = Stop::default();

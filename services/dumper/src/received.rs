@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use strongroom_catalog::WalProgress;
 use strongroom_connectors::postgres::physical::WalEvent;
 use strongroom_proto::wal::{SystemIdentifier, WalRange};
+use tokio::sync::Notify;
 
 use crate::receiver::IdleAt;
 
@@ -22,7 +23,10 @@ const SLOT_LOST: &str = "wal_slot_lost";
 const SILENCE_MAX: Duration = Duration::from_secs(45);
 
 /// Filled by the receiver, emptied by who tells the catalog.
-pub(crate) struct Received(Mutex<State>);
+pub(crate) struct Received {
+    state: Mutex<State>,
+    stored: Notify,
+}
 
 struct State {
     system: Option<SystemIdentifier>,
@@ -42,7 +46,7 @@ struct State {
 
 impl Default for Received {
     fn default() -> Self {
-        Self(Mutex::new(State {
+        let state = State {
             system: None,
             ranges: Vec::new(),
             idle: None,
@@ -52,7 +56,11 @@ impl Default for Received {
             level_at: None,
             error: None,
             well_at: Instant::now(),
-        }))
+        };
+        Self {
+            state: Mutex::new(state),
+            stored: Notify::new(),
+        }
     }
 }
 
@@ -79,7 +87,7 @@ impl State {
 impl Received {
     fn state(&self) -> MutexGuard<'_, State> {
         // No code that holds the lock leaves a half-made state behind.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn take(&self, event: WalEvent) {
@@ -115,6 +123,7 @@ impl Received {
                     }),
                 }
                 state.is_well_at((timeline, to, server_time));
+                self.stored.notify_one();
             }
             WalEvent::Idle {
                 timeline,
@@ -149,6 +158,11 @@ impl Received {
             WalEvent::Behind { bytes } => state.behind_bytes = Some(bytes),
             _ => {}
         }
+    }
+
+    /// Ready when something has been stored since this was ready last.
+    pub(crate) async fn news(&self) {
+        self.stored.notified().await;
     }
 
     pub(crate) fn failed(&self, message: String) {

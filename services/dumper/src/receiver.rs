@@ -132,7 +132,10 @@ impl Receivers {
     async fn hold(&self, claim: &WalClaim, cluster: &ClusterTarget, config: &TargetConfig, stop: &CancellationToken) {
         let received = Arc::new(Received::default());
         let sink = Arc::new(NotingSink {
-            inner: self.writing.wal_writer(),
+            inner: match config.zstd_level {
+                Some(level) => self.writing.wal_writer().with_zstd_level(level),
+                None => self.writing.wal_writer(),
+            },
             catalog: self.catalog.clone(),
             vault: self.writing.vault_id(),
             received: Arc::clone(&received),
@@ -277,7 +280,10 @@ impl Receivers {
                 }
             }
             is_alarmed = self.note_trouble(&claim.target, received, is_alarmed).await;
-            pause(NOTE_EVERY, held).await;
+            tokio::select! {
+                () = pause(NOTE_EVERY, held) => {}
+                () = received.news() => {}
+            }
         }
     }
 

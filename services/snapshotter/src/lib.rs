@@ -55,6 +55,7 @@ impl JobHandler for Snapshotter {
         let description = Description {
             surface: target.surface().to_owned(),
             method: Method::Snapshot,
+            zstd_level: target.zstd_level,
         };
         let Some(tree) = Tree::of(&job, target) else {
             return Outcome::Failed(format!("target {} names no path: set targets.{0}.path", job.target));

@@ -310,6 +310,8 @@ pub struct ScenarioConfig {
     /// As for a target.
     pub max_file_bytes: Option<u64>,
     /// As for a target.
+    pub zstd_level: Option<i32>,
+    /// As for a target.
     pub hooks: HooksConfig,
 }
 
@@ -322,6 +324,7 @@ impl Default for ScenarioConfig {
             one_file_system: false,
             exclude_caches: false,
             max_file_bytes: None,
+            zstd_level: None,
             hooks: HooksConfig::default(),
         }
     }
@@ -338,6 +341,7 @@ impl ScenarioConfig {
             one_file_system: self.one_file_system,
             exclude_caches: self.exclude_caches,
             max_file_bytes: self.max_file_bytes,
+            zstd_level: self.zstd_level,
             hooks: self.hooks.clone(),
             ..TargetConfig::of_kind(TargetKind::Files)
         }

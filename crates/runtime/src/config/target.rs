@@ -79,6 +79,9 @@ pub struct TargetConfig {
     /// `command`: its environment, which may hold secrets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, Secret>,
+    /// How hard zstd tries, 1 to 19; 3 where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zstd_level: Option<i32>,
     /// How long one attempt may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
@@ -109,6 +112,7 @@ impl TargetConfig {
             program: None,
             args: Vec::new(),
             env: BTreeMap::new(),
+            zstd_level: None,
             timeout_seconds: None,
         }
     }
@@ -231,6 +235,9 @@ impl TargetConfig {
         }
         if self.timeout_seconds == Some(0) {
             return Some("timeout_seconds must be at least 1; leave it out for no limit".to_owned());
+        }
+        if self.zstd_level.is_some_and(|level| !(1..=19).contains(&level)) {
+            return Some("zstd_level must be 1 to 19; leave it out for 3".to_owned());
         }
         if let Some(fault) = physical::find_fault(self) {
             return Some(fault);

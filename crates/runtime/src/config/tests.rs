@@ -280,6 +280,8 @@ fn a_target_that_cannot_work_is_refused_with_what_it_needs() {
         ("{kind: files, path: /x, exclude: ['a{b']}", "exclude pattern"),
         ("{kind: files, path: /x, exclude: a}", "a list of texts"),
         ("{kind: files, path: /x, max_file_bytes: 0}", "max_file_bytes"),
+        ("{kind: files, path: /x, zstd_level: 20}", "1 to 19"),
+        ("{kind: command, program: x, zstd_level: 0}", "1 to 19"),
         ("{kind: files, path: /x, max_file_bytes: 1G}", "a whole number"),
         (
             "{kind: files, path: /x, hooks: {befor: {command: [x]}}}",

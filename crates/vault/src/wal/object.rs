@@ -94,6 +94,7 @@ pub(super) fn seal(
     bytes: &[u8],
     signer: &Signer,
     recipients: &[Recipient],
+    level: i32,
 ) -> Result<Vec<u8>, WalError> {
     let statement = Statement {
         format: FORMAT,
@@ -106,7 +107,7 @@ pub(super) fn seal(
     let signature = signer.sign(&stated).map_err(failed("sign WAL"))?;
     stated.extend_from_slice(signature.as_bytes());
     let mut frame = Vec::new();
-    let encoded = Encoder::new().map(|mut encoder| encoder.encode(bytes, &mut frame));
+    let encoded = Encoder::new(level).map(|mut encoder| encoder.encode(bytes, &mut frame));
     match encoded.map_err(failed("compress WAL"))? {
         Ok(()) => {}
         Err(EncodeError::Failed(source)) => return Err(failed("compress WAL")(source)),

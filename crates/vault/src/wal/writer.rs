@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use super::object::{self, HISTORY_BYTES, StatementOf};
 use super::reader::list_pieces;
 use super::{WalError, is_in_one_segment};
+use crate::codec::LEVEL;
 use crate::error::StoreError;
 use crate::keys::WriterKey;
 use crate::layout;
@@ -28,6 +29,7 @@ pub struct WalWriter {
     vault: Vault,
     writer_key: WriterKey,
     signer: Arc<Signer>,
+    level: i32,
     /// The vault with the keys in force, and when that was looked at.
     checked: Mutex<Option<(Instant, Vault)>>,
     barriers: Barriers,
@@ -53,6 +55,7 @@ impl Vault {
             vault: self.clone(),
             writer_key,
             signer: Arc::new(signer),
+            level: LEVEL,
             checked: Mutex::new(None),
             barriers: Barriers::default(),
             histories: Mutex::default(),
@@ -61,6 +64,15 @@ impl Vault {
 }
 
 impl WalWriter {
+    /// Compresses at this level of zstd, 1 to 19, in place of 3.
+    #[must_use]
+    pub fn with_zstd_level(self, level: i32) -> Self {
+        Self {
+            level: level.clamp(1, 19),
+            ..self
+        }
+    }
+
     /// The vault with the keys that are in force.
     async fn vault_in_force(&self) -> Result<Vault, WalError> {
         let mut checked = self.checked.lock().await;
@@ -95,8 +107,9 @@ impl WalWriter {
         let vault = self.vault_in_force().await?;
         let object = of.object();
         let (id, recipients, signer) = (vault.id(), Arc::clone(vault.sealed_to()), Arc::clone(&self.signer));
+        let level = self.level;
         let sealed = tokio::task::spawn_blocking(move || {
-            let sealed = object::seal(id, of, &bytes, &signer, &recipients)?;
+            let sealed = object::seal(id, of, &bytes, &signer, &recipients, level)?;
             Ok((sha256(&sealed), sealed))
         });
         let (digest, sealed) = sealed.await.unwrap_or(Err(WalError::Interrupted))?;

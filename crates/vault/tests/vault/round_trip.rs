@@ -96,6 +96,27 @@ fn single_entries_and_lengths_can_be_read() {
 }
 
 #[test]
+fn a_higher_level_takes_less_room_and_reads_the_same() {
+    let stored = |level: Option<i32>| {
+        let fixture = Fixture::new();
+        let (id, items) = (Fixture::id(1), [stream("rows", rows(1, 2_000_000))]);
+        let mut writer = fixture.writer(&id, Attempt::FIRST).unwrap();
+        if let Some(level) = level {
+            writer = writer.with_zstd_level(level);
+        }
+        put_all(&mut writer, &items).unwrap();
+        let sealed = writer.finish().unwrap();
+        let receipt = fixture.receipt(&id, Attempt::FIRST, &sealed);
+        let committed = fixture.vault.commit(&receipt, &fixture.signer);
+        fixture.runtime.block_on(committed).unwrap();
+        assert!(fixture.read(&id).unwrap() == items);
+        sealed.totals.stored_bytes
+    };
+    let (fast, usual, slow) = (stored(Some(1)), stored(None), stored(Some(15)));
+    assert!(slow < usual && usual != fast, "{fast} {usual} {slow}");
+}
+
+#[test]
 fn an_empty_backup_is_a_backup() {
     let fixture = Fixture::new();
     let (id, sealed) = fixture.back_up(1, &[]);
