@@ -1,5 +1,7 @@
-//! The dumper: databases, whole clusters with their WAL, and commands into the vault. It holds the writer key and no identity: it cannot read what it
-//! wrote.
+//! The dumper: databases, whole clusters with their WAL, and commands into the vault. It holds the writer key and no
+//! identity: it cannot read what it wrote.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod cluster;
 mod received;

@@ -97,8 +97,8 @@ impl Received {
                 tracing::info!(%system, timeline, %at, "receiving WAL");
                 state.system = Some(system);
                 // It was reached, no more.
-                let level_at = state.level_at.unwrap_or(DateTime::UNIX_EPOCH);
-                state.is_at((timeline, at, level_at));
+                let time = state.level_at.unwrap_or_else(Utc::now);
+                state.is_at((timeline, at, time));
             }
             WalEvent::Stored {
                 timeline,
@@ -165,6 +165,12 @@ impl Received {
         self.stored.notified().await;
     }
 
+    /// An earlier receiver had everything at this time of the server's.
+    pub(crate) fn was_level(&self, at: Option<DateTime<Utc>>) {
+        let mut state = self.state();
+        state.level_at = state.level_at.max(at);
+    }
+
     pub(crate) fn failed(&self, message: String) {
         self.state().error = Some(message);
     }
@@ -206,5 +212,69 @@ impl Received {
 
     pub(crate) fn take_alerts(&self) -> Vec<(&'static str, String)> {
         std::mem::take(&mut self.state().alerts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use strongroom_proto::wal::Lsn;
+
+    use super::*;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(seconds, 0).unwrap_or_default()
+    }
+
+    fn stored(from: u64, to: u64, server_time: Option<i64>) -> WalEvent {
+        WalEvent::Stored {
+            timeline: 1,
+            from: Lsn(from),
+            to: Lsn(to),
+            server_time: server_time.map(at),
+        }
+    }
+
+    #[test]
+    fn a_stream_that_catches_up_moves_no_window_by_the_clock() {
+        let received = Received::default();
+        received.was_level(Some(at(100)));
+        received.take(stored(0, 10, None));
+        received.take(stored(10, 20, None));
+        let ranges = received.take_ranges();
+        assert_eq!(ranges.len(), 1);
+        assert_eq!(
+            (ranges[0].from, ranges[0].to, ranges[0].last_time),
+            (Lsn(0), Lsn(20), at(100))
+        );
+        received.take(stored(20, 30, Some(500)));
+        received.put_back(ranges.into_iter());
+        let lasts: Vec<_> = received.take_ranges().iter().map(|range| range.last_time).collect();
+        assert_eq!(lasts, [at(100), at(500)]);
+        // What comes after it is as old at least, and a hole is no part of a range.
+        received.take(stored(40, 50, None));
+        assert_eq!(received.take_ranges()[0].last_time, at(500));
+    }
+
+    #[test]
+    fn trouble_ends_when_something_comes_and_not_when_it_begins_again() {
+        let received = Received::default();
+        received.failed("no answer".to_owned());
+        received.take(WalEvent::Started {
+            system: SystemIdentifier(7),
+            timeline: 1,
+            at: Lsn(5),
+            segment_bytes: 1 << 24,
+        });
+        assert_eq!(received.error().as_deref(), Some("no answer"));
+        assert_eq!(received.progress().map(|progress| progress.received_to), Some(Lsn(5)));
+        received.take(stored(5, 9, Some(3)));
+        assert_eq!(received.error(), None);
+        assert!(received.silent_for().is_none());
+        received.take(WalEvent::SlotLost {
+            slot: "s".to_owned(),
+            reason: "dropped".to_owned(),
+        });
+        assert_eq!(received.take_alerts().len(), 1);
+        assert_eq!(received.take_alerts().len(), 0);
     }
 }

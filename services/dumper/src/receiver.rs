@@ -165,7 +165,7 @@ impl Receivers {
         let received = &sink.received;
         let mut has_compared = false;
         while !held.is_cancelled() {
-            let known = match self.known_stream(target).await {
+            let known = match self.known_stream(target, received).await {
                 Ok(known) => known,
                 // Without knowing whose WAL it has to be, none is taken.
                 Err(error) if received.system().is_none() => {
@@ -203,10 +203,15 @@ impl Receivers {
     }
 
     /// The cluster whose WAL this target has been until now, none before its first, and the timeline.
-    async fn known_stream(&self, target: &TargetName) -> Result<(Option<SystemIdentifier>, Option<u32>), CatalogError> {
+    async fn known_stream(
+        &self,
+        target: &TargetName,
+        received: &Received,
+    ) -> Result<(Option<SystemIdentifier>, Option<u32>), CatalogError> {
         if let Some(stream) = self.catalog.wal_stream(target).await?
             && stream.view.system_identifier.is_some()
         {
+            received.was_level(stream.view.server_time);
             return Ok((stream.view.system_identifier, stream.view.timeline));
         }
         let backups = self.catalog.cluster_backups(target).await?;
@@ -247,8 +252,8 @@ impl Receivers {
         let renew_every = Duration::from_secs(u64::from(self.lease_seconds)) / 3;
         let mut renewed = None::<tokio::time::Instant>;
         let mut told = None;
-        // What an earlier holder raised is cleared once.
-        let mut is_alarmed = true;
+        // An earlier holder may have raised it.
+        let mut is_alarmed = None;
         while !held.is_cancelled() {
             let has_news = self.note_ranges(claim, received).await;
             sink.tell_histories().await;
@@ -312,22 +317,24 @@ impl Receivers {
         has_news
     }
 
-    /// Raises what there is to raise, and says whether the alert about nothing being received stands.
-    async fn note_trouble(&self, target: &TargetName, received: &Received, is_alarmed: bool) -> bool {
+    /// Raises what there is to raise, and says whether the alert about nothing being received stands, where that is known.
+    async fn note_trouble(&self, target: &TargetName, received: &Received, is_alarmed: Option<bool>) -> Option<bool> {
         for (kind, message) in received.take_alerts() {
             tracing::warn!(%target, kind, message, "alert");
             // Each time is an alert of its own.
             self.clear(target, kind).await;
             if !self.raise(target, kind, &message).await {
                 received.alert(kind, message);
-                break;
             }
         }
         let Some(silence) = received.silent_for() else {
-            return is_alarmed && !self.clear(target, NOT_RECEIVED).await;
+            if is_alarmed != Some(false) && !self.clear(target, NOT_RECEIVED).await {
+                return None;
+            }
+            return Some(false);
         };
-        if is_alarmed {
-            return true;
+        if is_alarmed == Some(true) {
+            return is_alarmed;
         }
         let why = received
             .error()
@@ -337,7 +344,7 @@ impl Receivers {
              server, and the server's disk fills up with WAL that it keeps for the slot",
             silence.as_secs()
         );
-        self.raise(target, NOT_RECEIVED, &message).await
+        self.raise(target, NOT_RECEIVED, &message).await.then_some(true)
     }
 
     async fn watch_slot(&self, claim: &WalClaim, cluster: &ClusterTarget, held: &CancellationToken) {
