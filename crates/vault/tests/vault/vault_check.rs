@@ -184,12 +184,15 @@ fn a_damaged_pack_names_the_backups_and_the_files_that_need_it() {
         panic!("{report:?}")
     };
     assert!(!damaged.chunks.is_empty() && damaged.chunks.len() <= 3, "{damaged:?}");
+    let mut named = 0;
     for hit in &damaged.backups {
         assert_ne!(hit.backup_id, third);
         let HitFiles::Named { count, paths } = &hit.files else {
             panic!("{damaged:?}")
         };
-        assert!((1..6).contains(count) && paths.len() as u64 == *count, "{paths:?}");
+        // The chunk that is hit may be the end of the first backup, which the second one does not share; it is a few files long.
+        assert!(*count <= 7 && paths.len() as u64 == *count, "{paths:?}");
+        named += count;
         // What it names is lost, and the rest can be had.
         let reader = fixture
             .runtime
@@ -207,6 +210,8 @@ fn a_damaged_pack_names_the_backups_and_the_files_that_need_it() {
             }
         }
     }
+
+    assert!(named > 0, "{damaged:?}");
 
     // Gone as a whole, with the list of entries in it.
     std::fs::remove_file(&path).unwrap();
