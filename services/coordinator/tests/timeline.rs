@@ -15,7 +15,7 @@ use strongroom_proto::wal::{ClusterFacts, Lsn, SystemIdentifier, WalRange};
 use strongroom_proto::{Attempt, BackupId, BackupType, JobId, Sha256Digest, TargetKind, VaultId};
 use strongroom_runtime::config::{PostgresMethod, SecretUrl, TargetConfig};
 use strongroom_runtime::{LoadOptions, Loaded, Secret};
-use strongroom_testkit::{Nats, Postgres};
+use strongroom_testkit::{Nats, Postgres, wait_for_async};
 use tokio_util::sync::CancellationToken;
 
 const TOKEN: &str = "t";
@@ -360,7 +360,7 @@ async fn a_schema_change_stands_once_on_the_timelines_of_the_database_and_its_cl
             body: event.to_string().into_bytes(),
         };
         bus.publish(vec![message]).await.pop().unwrap().unwrap();
-        until(async || (annotations("shop").await.len() >= written).then_some(())).await;
+        until(|| async { (annotations("shop").await.len() >= written).then_some(()) }).await;
     }
     for target in ["dumped", "shop"] {
         let written = annotations(target).await;
@@ -383,13 +383,13 @@ async fn a_hole_asks_for_one_base_backup_and_alerts_until_that_is_there() {
     let waiting = "SELECT count(*) FROM backup_jobs WHERE kind = 'backup' AND status = 'pending'
                        AND target_identifier = 'shop' AND type = 'incremental'";
     let alert = async || running.catalog.active_alerts(None).await.unwrap().pop();
-    let raised = until(async || alert().await).await;
+    let raised = until(|| async { alert().await }).await;
     assert!(
         raised.1.message.contains("missing before 0/7D0 on timeline 1"),
         "{}",
         raised.1.message
     );
-    until(async || (running.postgres.psql("catalog", waiting).unwrap().trim() == "1").then_some(())).await;
+    until(|| async { (running.postgres.psql("catalog", waiting).unwrap().trim() == "1").then_some(()) }).await;
     let (_, status) = running.get("/backup/status").await;
     assert_eq!(
         (&status["system_status"], &status["reasons"][0]),
@@ -397,7 +397,7 @@ async fn a_hole_asks_for_one_base_backup_and_alerts_until_that_is_there() {
     );
 
     running.backup("shop", Some(facts(2100, 2200))).await;
-    until(async || alert().await.is_none().then_some(())).await;
+    until(|| async { alert().await.is_none().then_some(()) }).await;
     assert_eq!(running.postgres.psql("catalog", waiting).unwrap().trim(), "1");
     let (_, timeline) = running.get("/targets/shop/timeline").await;
     assert_eq!(timeline["windows"].as_array().unwrap().len(), 2);
@@ -417,13 +417,8 @@ async fn a_hole_asks_for_one_base_backup_and_alerts_until_that_is_there() {
 }
 
 /// Waits until there is an answer.
-async fn until<T>(ask: impl AsyncFn() -> Option<T>) -> T {
-    let bound = std::time::Instant::now() + Duration::from_secs(30);
-    loop {
-        if let Some(found) = ask().await {
-            return found;
-        }
-        assert!(std::time::Instant::now() < bound, "it did not come about");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+async fn until<T, F: Future<Output = Option<T>>>(ask: impl FnMut() -> F) -> T {
+    wait_for_async("what the test waits for", Duration::from_secs(30), ask)
+        .await
+        .unwrap()
 }
