@@ -517,21 +517,11 @@ def ratio(label: str, ours: dict, others: dict[str, dict], key: str, bar: float)
     return f"{label:26} {one:>12} {two:>12} {best:8} {value:6.2f} {bar:8.2f}  {'PASS' if value <= bar else 'FAIL'}"
 
 
-def names(known: tuple[str, ...]):
-    def parse(text: str) -> list[str]:
-        chosen = [name for name in text.split(",") if name]
-        if unknown := set(chosen) - set(known):
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: there are {', '.join(known)}")
-        return chosen
-
-    return parse
-
-
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--only", type=names((*SOURCES, "memory")), default=[*SOURCES, "memory"], metavar="a,b,c,memory")
-    arguments.add_argument("--peers", type=names(PEERS), default=[*PEERS], metavar=",".join(PEERS), help="may be empty")
+    arguments.add_argument("--only", type=fleet.names((*SOURCES, "memory")), default=[*SOURCES, "memory"], metavar="a,b,c,memory")
+    arguments.add_argument("--peers", type=fleet.names(PEERS), default=[*PEERS], metavar=",".join(PEERS), help="may be empty")
     arguments.add_argument("--peers-only", action="store_true", help="without ours")
     arguments.add_argument("--scale", type=float, default=1.0, help="of all sizes, to try it out")
     arguments.add_argument("--work", help="a folder for everything, on the disk to measure [default: under /tmp]")

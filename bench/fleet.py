@@ -1,5 +1,6 @@
 """What the benchmarks share: a private Postgres with data, a standalone fleet, and measuring processes."""
 
+import argparse
 import contextlib
 import glob
 import json
@@ -222,3 +223,15 @@ def timed(command: list[str], log: str, **more) -> tuple[dict, str]:
             end = (text + errors.read().decode(errors="replace"))[-2000:]
             raise Failed(f"{os.path.basename(command[0])} ended with {process.returncode}: {end.strip()}")
     return {"wall": wall, "cpu": used.ru_utime + used.ru_stime, "memory": used.ru_maxrss / 1024}, text
+
+
+def names(known: tuple[str, ...]):
+    """Reads a list of these names, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        chosen = [name for name in text.split(",") if name]
+        if unknown := set(chosen) - set(known):
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: there are {', '.join(known)}")
+        return chosen
+
+    return parse

@@ -291,22 +291,12 @@ def machine_cpu_seconds() -> float:
     return (user + nice + system + irq + softirq) / fleet.CLOCK
 
 
-def names(known: tuple[str, ...]):
-    def parse(text: str) -> list[str]:
-        chosen = [name for name in text.split(",") if name]
-        if unknown := set(chosen) - set(known):
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: there are {', '.join(known)}")
-        return chosen
-
-    return parse
-
-
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--majors", type=lambda text: [int(n) for n in text.split(",")], default=[15, 18], metavar="15,18")
-    arguments.add_argument("--only", type=names(SCENARIOS), default=[*SCENARIOS], metavar=",".join(SCENARIOS))
-    arguments.add_argument("--peers", type=names(PEERS), default=[*PEERS], metavar=",".join(PEERS), help="may be empty")
+    arguments.add_argument("--only", type=fleet.names(SCENARIOS), default=[*SCENARIOS], metavar=",".join(SCENARIOS))
+    arguments.add_argument("--peers", type=fleet.names(PEERS), default=[*PEERS], metavar=",".join(PEERS), help="may be empty")
     arguments.add_argument("--peers-only", action="store_true", help="without ours")
     arguments.add_argument("--scale", type=int, default=80, help="pgbench's; 80 makes 1.3 GB")
     arguments.add_argument("--wal-mib", type=int, default=1024, help="how much WAL lies there before it is drained")
