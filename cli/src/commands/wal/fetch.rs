@@ -1,8 +1,7 @@
 //! `strongroom wal fetch`: one file for `restore_command`.
 
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,7 +71,7 @@ struct FromArgs {
 impl FromArgs {
     fn settings(self) -> anyhow::Result<FetchSettings> {
         let mut settings = match (&self.from, self.identity, self.system) {
-            (Some(path), ..) => read_settings(path)?,
+            (Some(path), ..) => super::read_settings(path)?,
             (None, Some(identity), Some(system)) => {
                 let url = self.store.store.clone();
                 let url = url.context("no vault is named: give --store URL, or --from FILE")?;
@@ -100,18 +99,6 @@ impl FromArgs {
         );
         Ok(settings)
     }
-}
-
-fn read_settings(path: &Path) -> anyhow::Result<FetchSettings> {
-    let failed = || format!("read {}", path.display());
-    let mode = std::fs::metadata(path).with_context(failed)?.mode();
-    anyhow::ensure!(
-        mode & 0o077 == 0,
-        "{0} can be read by others than its owner, and may hold a key: chmod 600 {0}",
-        path.display()
-    );
-    let text = std::fs::read(path).with_context(failed)?;
-    serde_json::from_slice(&text).with_context(failed)
 }
 
 pub(super) async fn run(args: FetchArgs) -> anyhow::Result<ExitCode> {

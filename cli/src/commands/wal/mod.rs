@@ -9,8 +9,11 @@ mod prefetch;
 mod push;
 mod spool;
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Subcommand;
 
 pub(crate) use end::{by_signal, on_panic};
@@ -46,6 +49,19 @@ pub(crate) async fn run(command: WalCommand) -> anyhow::Result<ExitCode> {
 pub(crate) fn is_fetch(args: impl Iterator<Item = std::ffi::OsString>) -> bool {
     let mut args = args.skip(1).skip_while(|arg| arg != "wal");
     args.next().is_some() && args.any(|arg| arg == "fetch")
+}
+
+/// Reads a settings file, which may hold secrets: only its owner may be able to read it.
+fn read_settings<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+    let failed = || format!("read {}", path.display());
+    let mode = std::fs::metadata(path).with_context(failed)?.mode();
+    anyhow::ensure!(
+        mode & 0o077 == 0,
+        "{0} can be read by others than its owner, and may hold a key: chmod 600 {0}",
+        path.display()
+    );
+    let text = std::fs::read(path).with_context(failed)?;
+    serde_json::from_slice(&text).with_context(failed)
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! `strongroom wal push`: one file from `archive_command`.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -79,7 +78,7 @@ impl PushArgs {
     fn settings(self) -> anyhow::Result<(PushSettings, PathBuf)> {
         let settings = match (self.from, self.writer_key, self.signing_key, self.system) {
             (Some(path), ..) => {
-                let mut settings = read_settings(&path)?;
+                let mut settings: PushSettings = super::read_settings(&path)?;
                 settings.identity_file = self.identity.or(settings.identity_file);
                 settings
             }
@@ -104,18 +103,6 @@ impl PushArgs {
         };
         Ok((settings, self.path))
     }
-}
-
-fn read_settings(path: &Path) -> anyhow::Result<PushSettings> {
-    let failed = || format!("read {}", path.display());
-    let mode = std::fs::metadata(path).with_context(failed)?.mode();
-    anyhow::ensure!(
-        mode & 0o077 == 0,
-        "{0} can be read by others than its owner, and may hold a key: chmod 600 {0}",
-        path.display()
-    );
-    let text = std::fs::read(path).with_context(failed)?;
-    serde_json::from_slice(&text).with_context(failed)
 }
 
 pub(super) async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
