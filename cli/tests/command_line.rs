@@ -345,6 +345,45 @@ fn a_refusal_is_told_in_the_words_of_the_api() {
 }
 
 #[test]
+fn a_declared_scenario_that_cannot_be_forgotten_too_is_told() {
+    let request = "DELETE /api/v1/targets/scenario%2Fcheckout";
+    let none = json!({ "targets": [] });
+    let refused = stub(&[(request, 500, problem(500, "the catalog does not answer"))]);
+    let unknown = stub(&[
+        (request, 404, problem(404, "no scenario was deployed")),
+        ("GET /api/v1/targets", 200, none.clone()),
+    ]);
+    let known = stub(&[(request, 204, Value::Null), ("GET /api/v1/targets", 200, none)]);
+    for (url, reason) in [
+        (&*refused.url, Some("the catalog does not answer; then run this again")),
+        ("http://127.0.0.1:1", Some("cannot reach the coordinator")),
+        (&*unknown.url, None),
+        (&*known.url, None),
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("scenario+checkout.yaml");
+        std::fs::write(&file, "name: scenario/checkout\nkind: files\npath: /srv/checkout\n").unwrap();
+        let removed = program(home.path())
+            .env("STRONGROOM_API", url)
+            .env("STRONGROOM_TARGETS_DIR", home.path())
+            .args(["target", "remove", "scenario/checkout"])
+            .output()
+            .unwrap();
+        assert_eq!(code(&removed), 0, "{}", stderr(&removed));
+        assert!(!file.exists());
+        let told = stdout(&removed);
+        assert!(told.contains("the backups of scenario/checkout stay"), "{told}");
+        match reason {
+            Some(reason) => assert!(told.contains("is a target still") && told.contains(reason), "{told}"),
+            None => assert!(!told.contains("still"), "{told}"),
+        }
+    }
+    for stub in [refused, unknown, known] {
+        assert_eq!(stub.asked.lock().unwrap()[0].0, request);
+    }
+}
+
+#[test]
 fn a_backup_is_asked_for_as_said_and_waited_for() {
     let ended = |changes| job("backup", "completed", changes);
     for (job, expected) in [

@@ -11,7 +11,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process_group};
-use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource, Listed};
+use strongroom_proto::manifest::{Entry, EntrySink};
 use strongroom_proto::receipt::{Missing, SourceFacts};
 
 use crate::child::{Input, Output, ToolChild, ToolOutput, describe};
@@ -183,66 +183,4 @@ pub fn dump(target: &CommandTarget, sink: &mut dyn EntrySink) -> Result<CommandR
         missing: Vec::new(),
         bytes,
     })
-}
-
-/// A command's backup as a tree of one file, `output`, which is how it is restored and tried.
-pub struct OutputAsFile<'a>(pub &'a dyn EntrySource);
-
-impl EntrySource for OutputAsFile<'_> {
-    fn for_each_entry(&self, each: &mut dyn FnMut(Listed<'_>) -> io::Result<()>) -> io::Result<()> {
-        self.0.for_each_entry(&mut |listed| {
-            each(Listed {
-                entry: &as_file(listed.entry),
-                ..listed
-            })
-        })
-    }
-
-    fn copy_content(&self, path: &str, out: &mut dyn io::Write) -> io::Result<()> {
-        self.0.copy_content(path, out)
-    }
-
-    fn replay_where(
-        &self,
-        wanted: &mut dyn FnMut(Listed<'_>) -> io::Result<bool>,
-        sink: &mut dyn EntrySink,
-    ) -> io::Result<()> {
-        self.0.replay_where(
-            &mut |listed| {
-                wanted(Listed {
-                    entry: &as_file(listed.entry),
-                    ..listed
-                })
-            },
-            &mut AsFile(sink),
-        )
-    }
-}
-
-struct AsFile<'a>(&'a mut dyn EntrySink);
-
-impl EntrySink for AsFile<'_> {
-    fn begin(&mut self, entry: &Entry) -> io::Result<()> {
-        self.0.begin(&as_file(entry))
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write(bytes)
-    }
-
-    fn hole(&mut self, bytes: u64) -> io::Result<()> {
-        self.0.hole(bytes)
-    }
-
-    fn end(&mut self) -> io::Result<()> {
-        self.0.end()
-    }
-}
-
-fn as_file(entry: &Entry) -> Entry {
-    Entry {
-        kind: EntryKind::File,
-        media: None,
-        ..entry.clone()
-    }
 }

@@ -14,6 +14,8 @@ pub mod command;
 pub mod files;
 pub mod hook;
 pub mod postgres;
+mod scratch;
+mod streams;
 
 pub use child::Stop;
-mod scratch;
+pub use streams::StreamsAsFiles;

@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use chrono::Utc;
 use strongroom_catalog::{ClaimedJob, FinishedVerification};
-use strongroom_connectors::command::OutputAsFile;
 use strongroom_connectors::postgres::{self, DrillConfig};
-use strongroom_connectors::{Stop, files};
+use strongroom_connectors::{Stop, StreamsAsFiles, files};
 use strongroom_proto::TargetKind;
 use strongroom_proto::manifest::EntrySource;
 use strongroom_proto::receipt::{
@@ -229,7 +228,7 @@ fn restore_and_compare(
         }),
         TargetKind::Files | TargetKind::Command => {
             let scratch = tempfile_in(&drill.scratch_dir)?;
-            let output = OutputAsFile(&source);
+            let output = StreamsAsFiles(&source);
             let source: &dyn EntrySource = if kind == TargetKind::Command { &output } else { &source };
             files::drill_files(source, scratch.path()).map_err(|error| CannotTry {
                 message: one_line(&error),

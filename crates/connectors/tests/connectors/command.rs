@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use strongroom_connectors::command::{CommandError, CommandTarget, OutputAsFile, dump};
-use strongroom_connectors::files::{FilesRestore, drill_files};
-use strongroom_proto::manifest::EntrySource as _;
+use strongroom_connectors::StreamsAsFiles;
+use strongroom_connectors::command::{CommandError, CommandTarget, dump};
+use strongroom_connectors::files::{Existing, FilesRestore, drill_files};
+use strongroom_proto::manifest::{Entry, EntrySink as _, EntrySource as _};
 use strongroom_proto::receipt::CheckOutcome;
 
+use crate::files::{options, restore};
 use crate::memory::Memory;
 
 fn shell(script: &str, timeout: Duration) -> CommandTarget {
@@ -26,7 +28,7 @@ fn the_output_of_a_command_is_the_backup() {
     assert!(memory.text("output").starts_with("value\n1\n2\n"));
     assert_eq!(report.bytes, memory.content("output").len() as u64);
     let scratch = tempfile::tempdir().unwrap();
-    let checks = drill_files(&OutputAsFile(&memory), scratch.path()).unwrap();
+    let checks = drill_files(&StreamsAsFiles(&memory), scratch.path()).unwrap();
     assert!(
         checks.iter().all(|check| check.outcome == CheckOutcome::Passed),
         "{checks:?}"
@@ -34,7 +36,7 @@ fn the_output_of_a_command_is_the_backup() {
 
     let destination = scratch.path().join("restored");
     let mut restore = FilesRestore::create(&destination, false).unwrap();
-    OutputAsFile(&memory).replay(&mut restore).unwrap();
+    StreamsAsFiles(&memory).replay(&mut restore).unwrap();
     restore.finish().unwrap();
     assert_eq!(
         std::fs::read(destination.join("output")).unwrap(),
@@ -85,4 +87,24 @@ fn a_command_that_is_not_there_is_named() {
 #[test]
 fn the_environment_is_not_shown() {
     assert!(!format!("{:?}", shell("echo secret", MINUTE)).contains("value"));
+}
+
+#[test]
+fn streams_come_back_as_files_that_only_their_owner_reads_in_folders_of_their_own() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut memory = Memory::default();
+    for path in ["globals.sql", "tables/public/orders.dump", "tables/public/lines.dump"] {
+        memory.begin(&Entry::stream(path, "pg_dump")).unwrap();
+        memory.write(path.as_bytes()).unwrap();
+        memory.end().unwrap();
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let destination = scratch.path().join("restored");
+    restore(&StreamsAsFiles(&memory), &destination, options(Existing::Refuse)).unwrap();
+    let mode = |path: &str| destination.join(path).metadata().unwrap().permissions().mode() & 0o7777;
+    for path in memory.paths() {
+        assert_eq!(std::fs::read_to_string(destination.join(path)).unwrap(), path);
+        assert_eq!(mode(path), 0o600, "{path}");
+    }
+    assert_eq!((mode("tables"), mode("tables/public")), (0o700, 0o700));
 }

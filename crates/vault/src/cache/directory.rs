@@ -10,7 +10,8 @@ use std::os::unix::fs::FileExt;
 
 use strongroom_proto::ChunkId;
 
-use super::{BLOCK_MAX_BYTES, CachedFile, Fields, MAC_BYTES, NOTE, Seal, chunks_of};
+use super::record::{CachedFile, Fields, chunks_of};
+use super::{BLOCK_MAX_BYTES, MAC_BYTES, NOTE, Seal};
 
 /// What a block begins with: its length and its MAC.
 const FRONT_BYTES: usize = 4 + MAC_BYTES;
@@ -125,7 +126,7 @@ mod tests {
     use strongroom_proto::{ChunkId, VaultId};
 
     use super::super::CacheReader;
-    use super::super::tests::{file, write};
+    use super::super::tests::{file, for_each_damage, write};
     use crate::keys::WriterKey;
 
     fn open(path: &Path, vault: VaultId, key: &WriterKey) -> Option<CacheReader> {
@@ -164,27 +165,18 @@ mod tests {
         let path = folder.path().join("cache");
         let (vault, key) = (VaultId::fresh(), WriterKey::generate());
         write(&path, vault, &key, 3_000);
-        let whole = std::fs::read(&path).unwrap();
-        for at in (0..whole.len()).step_by(whole.len() / 61) {
-            for cut in [false, true] {
-                let mut bytes = whole.clone();
-                match cut {
-                    true => bytes.truncate(at),
-                    false => bytes[at] ^= 0x10,
-                }
-                std::fs::write(&path, bytes).unwrap();
-                let Some(mut reader) = open(&path, vault, &key) else {
-                    continue;
-                };
-                for number in (0..3_000_u32).rev().step_by(7) {
-                    if let Some(found) = reader.find_anywhere(format!("d/{number:06}").as_bytes()) {
-                        assert_eq!(found, file(number as u8));
-                    }
-                }
-                if let Some(note) = reader.note() {
-                    assert_eq!(note, vec![1; 1_000]);
+        for_each_damage(&path, 61, || {
+            let Some(mut reader) = open(&path, vault, &key) else {
+                return;
+            };
+            for number in (0..3_000_u32).rev().step_by(7) {
+                if let Some(found) = reader.find_anywhere(format!("d/{number:06}").as_bytes()) {
+                    assert_eq!(found, file(number as u8));
                 }
             }
-        }
+            if let Some(note) = reader.note() {
+                assert_eq!(note, vec![1; 1_000]);
+            }
+        });
     }
 }
