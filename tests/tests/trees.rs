@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use strongroom_testkit::wait_for_async;
+use strongroom_testkit::{wait_for, wait_for_async};
 use strongroom_tests::{Fleet, SOON, files_target};
 
 /// A tree of a few files and folders.
@@ -210,6 +210,85 @@ async fn hooks_run_around_the_reading_and_a_backup_whose_hook_fails_does_not_exi
     assert_eq!(receipts.count(), 1);
 }
 
+/// Keeps writers from looking up chunks until it is dropped.
+struct LookUpsHeld(std::process::Child);
+
+impl LookUpsHeld {
+    fn begin(fleet: &Fleet) -> Self {
+        use std::io::Write as _;
+        let mut psql = std::process::Command::new(fleet.catalog.bin_dir().join("psql"))
+            .args(["-XAtq", "-d", &fleet.catalog.url("strongroom")])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = psql.stdin.take().unwrap();
+        stdin
+            .write_all(b"BEGIN; LOCK TABLE vault_chunks IN ACCESS EXCLUSIVE MODE;\n")
+            .unwrap();
+        // With its input open the session stays.
+        psql.stdin = Some(stdin);
+        let held = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted \
+                    AND relation = 'vault_chunks'::regclass";
+        wait_for("the lock", SOON, || (fleet.sql(held).unwrap() == "1").then_some(())).unwrap();
+        Self(psql)
+    }
+}
+
+impl Drop for LookUpsHeld {
+    fn drop(&mut self) {
+        self.0.stdin = None;
+        self.0.wait().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_before_began_after_ends_also_when_the_job_is_cancelled() {
+    let mut fleet = Fleet::prepare().await.unwrap();
+    let (tree, log) = (fleet.dir().join("tree"), fleet.dir().join("log"));
+    fs::create_dir(&tree).unwrap();
+    // More than a writer takes before its first look-up, and more to come after that.
+    for number in 0..40 {
+        fs::write(tree.join(format!("{number:02}")), lines(number, 120_000)).unwrap();
+    }
+    let hook = |word: &str| format!("{{command: [sh, -c, 'echo {word} >> {}']}}", log.display());
+    fleet.target(format!(
+        "{}\n    hooks: {{before: {}, after: {}}}",
+        files_target("docs", &tree),
+        hook("before"),
+        hook("after")
+    ));
+    fleet.run_all().await.unwrap();
+    let held = LookUpsHeld::begin(&fleet);
+    let id = fleet.api.backup(&["docs"]).await.unwrap().remove(0);
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%vault_chunks%'";
+    wait_for_async("the look-up that waits", SOON, || async {
+        (fleet.sql(waiting).unwrap() == "1").then_some(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "before\n");
+
+    let (status, told) = fleet
+        .api
+        .post(&format!("/api/v1/jobs/{id}/cancel"), json!({}))
+        .await
+        .unwrap();
+    assert!(status < 300, "{status}: {told}");
+    // The answer to this renewal is that the job is cancelled.
+    let lease = format!("SELECT lease_expires_at FROM backup_jobs WHERE id = '{id}'");
+    let before = fleet.sql(&lease).unwrap();
+    wait_for_async("a renewal of the lease", SOON, || async {
+        (fleet.sql(&lease).unwrap() != before).then_some(())
+    })
+    .await
+    .unwrap();
+    drop(held);
+    assert_eq!(fleet.api.ended(&id).await.unwrap()["status"], "cancelled");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "before\nafter\n");
+    assert_eq!(fleet.vault().await.unwrap().backups().await.unwrap().len(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tree_comes_back_in_part_in_place_and_first_of_all_on_trial() {
     let mut fleet = Fleet::prepare().await.unwrap();
@@ -332,6 +411,96 @@ async fn a_tree_comes_back_in_part_in_place_and_first_of_all_on_trial() {
         assert_ne!(told.code, 0, "{args:?}");
         let text = format!("{}{}", told.stdout, told.stderr);
         assert!(text.contains(says), "{args:?}: {text}");
+    }
+}
+
+/// Lines that compress about as text does, equal for equal seeds.
+fn lines(seed: u32, count: u32) -> String {
+    (0..count).map(|line| format!("{seed} {line}\n")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_backup_says_so_in_place_and_destroys_no_file() {
+    let mut fleet = Fleet::prepare().await.unwrap();
+    let tree = fleet.dir().join("tree");
+    fs::create_dir(&tree).unwrap();
+    // Each in chunks of its own, for the most part.
+    let names: Vec<String> = (0..8).map(|number| format!("{number:02}")).collect();
+    let path = |name: &str| tree.join(name);
+    for (number, name) in (0..).zip(&names) {
+        fs::write(path(name), lines(number, 500_000)).unwrap();
+    }
+    fleet
+        .target(files_target("docs", &tree))
+        .set("coordinator.max_attempts", "2");
+    fleet.run_all().await.unwrap();
+    let job = backed_up(&fleet, &["docs"]).await;
+    let backup = job["backup_id"].as_str().unwrap();
+
+    let objects = fleet.vault_dir().join("packs");
+    let folders = fs::read_dir(&objects).unwrap().map(|folder| folder.unwrap().path());
+    let packs: Vec<_> = folders
+        .flat_map(|folder| fs::read_dir(folder).unwrap().map(|pack| pack.unwrap().path()))
+        .collect();
+    let pack = packs.iter().max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    let mut bytes = fs::read(pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(pack, bytes).unwrap();
+    let (store, identity) = (
+        format!("file://{}", fleet.vault_dir().display()),
+        fleet.identity_file().display().to_string(),
+    );
+    let check = ["vault", "check", "--json", "--store", &store, "--identity", &identity];
+    let told = fleet.strongroom(&check).unwrap();
+    assert_eq!(told.code, 2, "{told:?}");
+    let report: Value = serde_json::from_str(&told.stdout).unwrap();
+    let hit = &report["damage"][0]["backups"][0]["files"]["paths"];
+    let hit: Vec<&str> = hit
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|path| path.as_str().unwrap())
+        .collect();
+    assert!(!hit.is_empty() && hit.len() < names.len(), "{report}");
+    let is_hit = |name: &String| hit.contains(&name.as_str());
+    assert!(!is_hit(&names[0]), "{report}");
+
+    let today = |name: &str| format!("{name} as it is today");
+    for name in &names[..7] {
+        fs::write(path(name), today(name)).unwrap();
+    }
+    let told = fleet
+        .strongroom(&["restore", backup, "--in-place", "--delete", "--wait"])
+        .unwrap();
+    assert_eq!(told.code, 1, "{told:?}");
+    let digest = pack.file_name().unwrap().to_str().unwrap();
+    let said = format!("{}{}", told.stdout, told.stderr);
+    assert!(said.contains("is damaged") && said.contains(digest), "{told:?}");
+    // It ends at the first damage: what comes before that is restored, and the rest is as it was.
+    let first = names.iter().position(is_hit).unwrap();
+    for (number, name) in (0..).zip(&names) {
+        let expected = match (number as usize) < first || number == 7 {
+            true => lines(number, 500_000),
+            false => today(name),
+        };
+        assert!(fs::read_to_string(path(name)).unwrap() == expected, "{name}: {said}");
+    }
+    assert_eq!(listing(&tree).len(), names.len());
+
+    // What is not hit can be had.
+    let mut args = vec!["restore", backup, "--in-place", "--wait"];
+    for name in names.iter().filter(|name| !is_hit(name)) {
+        args.extend(["--path", name]);
+    }
+    let told = fleet.strongroom(&args).unwrap();
+    assert_eq!(told.code, 0, "{told:?}");
+    for (number, name) in (0..).zip(&names) {
+        let expected = match is_hit(name) && number != 7 {
+            true => today(name),
+            false => lines(number, 500_000),
+        };
+        assert!(fs::read_to_string(path(name)).unwrap() == expected, "{name}");
     }
 }
 

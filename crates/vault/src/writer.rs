@@ -218,6 +218,8 @@ impl BackupWriter {
                 unsettled_bytes: 0,
                 pipeline,
                 unlisted: Vec::new(),
+                unlisted_limit_bytes: keeper::UNLISTED_BYTES,
+                unlisted_limit_chunks: keeper::UNLISTED_CHUNKS,
                 submitted: 0,
                 needed: Needed::default(),
                 totals: Totals::default(),
@@ -251,6 +253,16 @@ impl BackupWriter {
     #[must_use]
     pub fn with_zstd_level(self, level: i32) -> Self {
         self.keeper.pipeline.set_level(level.clamp(1, 19));
+        self
+    }
+
+    /// Stores a part of the index with so much in packs that none lists, sealed bytes or chunks, in place of 2 GiB and
+    /// 100,000: for tests, which need not store as much.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn with_unlisted_limits(mut self, sealed_bytes: u64, chunks: usize) -> Self {
+        self.keeper.unlisted_limit_bytes = sealed_bytes;
+        self.keeper.unlisted_limit_chunks = chunks;
         self
     }
 

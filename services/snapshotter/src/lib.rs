@@ -1,5 +1,7 @@
 //! The snapshotter: file trees into the vault. It holds the writer key and no identity.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
 mod source;
 
 use std::path::PathBuf;

@@ -68,29 +68,17 @@ impl Tree {
             tracing::info!(hook = before.name, "hook begins");
             stop.run(|| hook::run(before)).map_err(hook_failed)?;
         }
-        let walked = catch_unwind(AssertUnwindSafe(|| self.walk(sink, context)));
-        let ended = match &self.after {
-            Some(after) => {
-                tracing::info!(hook = after.name, "hook begins");
-                hook::run(after)
-            }
-            None => Ok(()),
-        };
-        // An attempt that panicked or was told to stop does not report what its hook said.
-        if let Err(error) = &ended
-            && (walked.is_err() || context.stop().is_cancelled())
-        {
-            tracing::error!(error = %one_line(error), "a hook failed: look at what it was to end");
-        }
-        let walked = walked.unwrap_or_else(|panic| resume_unwind(panic));
-        match (walked, ended) {
-            (walked, Ok(())) => walked,
-            (Ok(_), Err(error)) => Err(hook_failed(error)),
-            (Err(mut failed), Err(error)) => {
-                failed.message = format!("{}; and then: {}", failed.message, one_line(&error));
-                Err(failed)
-            }
-        }
+        ended_by(
+            || self.walk(sink, context),
+            || self.end(),
+            || context.stop().is_cancelled(),
+        )
+    }
+
+    fn end(&self) -> Result<(), HookError> {
+        let Some(after) = &self.after else { return Ok(()) };
+        tracing::info!(hook = after.name, "hook begins");
+        hook::run(after)
     }
 
     fn walk(&self, sink: &mut dyn BackupSink, context: &AttemptContext) -> Result<Taken, TakeError> {
@@ -122,9 +110,103 @@ impl Tree {
     }
 }
 
+/// Walks, and has `end` called whatever became of that.
+fn ended_by(
+    walk: impl FnOnce() -> Result<Taken, TakeError>,
+    end: impl FnOnce() -> Result<(), HookError>,
+    is_stopped: impl FnOnce() -> bool,
+) -> Result<Taken, TakeError> {
+    let walked = catch_unwind(AssertUnwindSafe(walk));
+    let ended = end();
+    // An attempt that panicked or was told to stop does not report what its hook said.
+    if let Err(error) = &ended
+        && (walked.is_err() || is_stopped())
+    {
+        tracing::error!(error = %one_line(error), "a hook failed: look at what it was to end");
+    }
+    let walked = walked.unwrap_or_else(|panic| resume_unwind(panic));
+    match (walked, ended) {
+        (walked, Ok(())) => walked,
+        (Ok(_), Err(error)) => Err(hook_failed(error)),
+        (Err(mut failed), Err(error)) => {
+            failed.message = format!("{}; and then: {}", failed.message, one_line(&error));
+            Err(failed)
+        }
+    }
+}
+
 fn hook_failed(error: HookError) -> TakeError {
     TakeError {
         message: one_line(&error),
         retryable: error.is_retryable(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn unreadable() -> Result<Taken, TakeError> {
+        Err(TakeError {
+            message: "the tree cannot be read".to_owned(),
+            retryable: false,
+        })
+    }
+
+    fn still_frozen() -> Result<(), HookError> {
+        hook::run(&Hook {
+            name: "after",
+            command: ["sh", "-c", "echo still frozen; exit 9"].map(str::to_owned).to_vec(),
+            timeout: Duration::from_secs(60),
+            env: Vec::new(),
+        })
+    }
+
+    /// Counts how often it is called.
+    fn counting(calls: &Cell<u32>) -> impl FnOnce() -> Result<(), HookError> {
+        || {
+            calls.set(calls.get() + 1);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn after_runs_when_the_walk_fails_or_is_stopped_and_the_walk_is_what_is_reported() {
+        for is_stopped in [false, true] {
+            let calls = Cell::new(0);
+            let failed = ended_by(unreadable, counting(&calls), || is_stopped).unwrap_err();
+            assert_eq!(calls.get(), 1);
+            assert_eq!(failed.message, "the tree cannot be read");
+            assert!(!failed.retryable);
+        }
+    }
+
+    #[test]
+    fn a_hook_that_fails_too_is_named_after_the_walk() {
+        let failed = ended_by(unreadable, still_frozen, || false).unwrap_err();
+        let message = &failed.message;
+        assert!(message.starts_with("the tree cannot be read; and then: "), "{message}");
+        assert!(
+            message.contains("exit code 9") && message.contains("still frozen"),
+            "{message}"
+        );
+        assert!(!failed.retryable, "another attempt does not make the tree readable");
+    }
+
+    #[test]
+    fn a_hook_that_fails_after_a_whole_walk_fails_the_attempt() {
+        let failed = ended_by(|| Ok(Taken::default()), still_frozen, || false).unwrap_err();
+        assert!(failed.message.contains("exit code 9"), "{}", failed.message);
+    }
+
+    #[test]
+    fn after_runs_when_the_walk_panics_and_the_panic_goes_on() {
+        let calls = Cell::new(0);
+        let walk = || ended_by(|| panic!("a bug in the walk"), counting(&calls), || false);
+        let panic = catch_unwind(AssertUnwindSafe(walk)).unwrap_err();
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&"a bug in the walk"));
+        assert_eq!(calls.get(), 1);
     }
 }

@@ -1,11 +1,12 @@
 //! Restores into a tree that is there already: only what differs is touched.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 
 use strongroom_connectors::files::{Change, Existing, FilesRestoreError, RestoreOptions, Selection};
-use strongroom_proto::manifest::{Entry, EntryKind, EntrySink as _};
+use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource, Listed};
 
 use crate::files::{
     Changes, backup, describe, options, past, reasons, restore, set_attribute, set_mode, set_time, tree,
@@ -300,6 +301,115 @@ fn entries_out_of_order_are_restored_but_nothing_is_deleted_by_them() {
     restore_twice(&memory, scratch.path(), in_place(false));
     assert_eq!(fs::read_to_string(scratch.path().join("a")).unwrap(), "a");
     assert_eq!(fs::read_to_string(scratch.path().join("c")).unwrap(), "mine");
+}
+
+/// A backup whose content of one file cannot be read to its end.
+struct Damaged<'a> {
+    backup: &'a Memory,
+    path: &'a str,
+}
+
+impl EntrySource for Damaged<'_> {
+    fn for_each_entry(&self, each: &mut dyn FnMut(Listed<'_>) -> io::Result<()>) -> io::Result<()> {
+        self.backup.for_each_entry(each)
+    }
+
+    fn copy_content(&self, path: &str, out: &mut dyn io::Write) -> io::Result<()> {
+        self.backup.copy_content(path, out)
+    }
+
+    fn replay_where(
+        &self,
+        wanted: &mut dyn FnMut(Listed<'_>) -> io::Result<bool>,
+        sink: &mut dyn EntrySink,
+    ) -> io::Result<()> {
+        struct Cut<'a> {
+            sink: &'a mut dyn EntrySink,
+            path: &'a str,
+            is_open: bool,
+        }
+        impl EntrySink for Cut<'_> {
+            fn begin(&mut self, entry: &Entry) -> io::Result<()> {
+                self.is_open = entry.path == self.path;
+                self.sink.begin(entry)
+            }
+            fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+                if self.is_open {
+                    self.sink.write(&bytes[..bytes.len() / 2])?;
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "chunk 7 is damaged"));
+                }
+                self.sink.write(bytes)
+            }
+            fn hole(&mut self, bytes: u64) -> io::Result<()> {
+                self.sink.hole(bytes)
+            }
+            fn end(&mut self) -> io::Result<()> {
+                self.sink.end()
+            }
+        }
+        let path = self.path;
+        let is_open = false;
+        self.backup.replay_where(wanted, &mut Cut { sink, path, is_open })
+    }
+}
+
+#[test]
+fn damage_in_the_backup_destroys_nothing_that_was_whole() {
+    let source = tempfile::tempdir().unwrap();
+    for name in ["a", "b", "c", "new", "same"] {
+        fs::write(source.path().join(name), format!("{name} as it was")).unwrap();
+    }
+    let backup = backup(source.path());
+    let scratch = tempfile::tempdir().unwrap();
+    restore(&backup, &scratch.path().join("d"), options(Existing::Refuse)).unwrap();
+    let path = |name: &str| scratch.path().join("d").join(name);
+    for name in ["a", "b", "c"] {
+        fs::write(path(name), format!("{name} as it is today")).unwrap();
+    }
+    fs::write(path("mine"), "not in the backup").unwrap();
+    fs::remove_file(path("new")).unwrap();
+    let same = path("same").metadata().unwrap().ino();
+    for (damaged, whole) in [("b", ["a"].as_slice()), ("new", &["a", "b", "c"])] {
+        let source = Damaged {
+            backup: &backup,
+            path: damaged,
+        };
+        let error = restore(&source, &scratch.path().join("d"), in_place(true)).unwrap_err();
+        assert!(!error.is_retryable());
+        assert!(reasons(&error).contains("chunk 7 is damaged"), "{}", reasons(&error));
+        for name in ["a", "b", "c"] {
+            let now = if whole.contains(&name) { "was" } else { "is today" };
+            assert_eq!(fs::read_to_string(path(name)).unwrap(), format!("{name} as it {now}"));
+        }
+        // Nothing is deleted before everything is restored, and no half of a file is left.
+        assert_eq!(
+            names(&scratch.path().join("d")),
+            ["a", "b", "c", "mine", "same"],
+            "{damaged}"
+        );
+        assert_eq!(path("same").metadata().unwrap().ino(), same);
+    }
+    // A directory stays until there is a file to take its place.
+    fs::remove_file(path("b")).unwrap();
+    fs::create_dir_all(path("b/below")).unwrap();
+    fs::write(path("b/below/x"), "not in the backup").unwrap();
+    let source = Damaged {
+        backup: &backup,
+        path: "b",
+    };
+    restore(&source, &scratch.path().join("d"), in_place(true)).unwrap_err();
+    assert_eq!(fs::read_to_string(path("b/below/x")).unwrap(), "not in the backup");
+    restore(&backup, &scratch.path().join("d"), in_place(true)).unwrap();
+    assert_eq!(fs::read_to_string(path("b")).unwrap(), "b as it was");
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }
 
 #[test]

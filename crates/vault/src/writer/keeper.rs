@@ -21,9 +21,9 @@ use crate::store::sha256;
 use crate::vault::Vault;
 
 /// With so much in packs that no index lists, their part of the index is stored.
-const UNLISTED_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+pub(super) const UNLISTED_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 /// With so many chunks in them, too.
-const UNLISTED_CHUNKS: usize = 100_000;
+pub(super) const UNLISTED_CHUNKS: usize = 100_000;
 /// How many new chunks come between two looks at that.
 const LISTING_STEP_CHUNKS: usize = 64;
 /// Chunks that are looked up together.
@@ -55,6 +55,8 @@ pub(super) struct Keeper {
     pub(super) pipeline: Pipeline,
     /// Packs that are stored and that no index lists yet.
     pub(super) unlisted: Vec<StoredPack>,
+    pub(super) unlisted_limit_bytes: u64,
+    pub(super) unlisted_limit_chunks: usize,
     /// How many chunks were handed to the pipeline.
     pub(super) submitted: usize,
     /// What the backup needs, so far.
@@ -183,7 +185,7 @@ impl Keeper {
         self.unlisted.extend(self.pipeline.take_stored());
         let bytes: u64 = self.unlisted.iter().map(|pack| pack.sealed_bytes).sum();
         let chunks: usize = self.unlisted.iter().map(|pack| pack.chunks.len()).sum();
-        if bytes >= UNLISTED_BYTES || chunks >= UNLISTED_CHUNKS {
+        if bytes >= self.unlisted_limit_bytes || chunks >= self.unlisted_limit_chunks {
             self.runtime.clone().block_on(self.store_index())?;
         }
         Ok(())

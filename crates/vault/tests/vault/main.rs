@@ -11,6 +11,7 @@ mod edits;
 mod faults;
 mod forge;
 mod golden;
+mod index_on_the_way;
 mod model;
 mod order;
 mod pages;
