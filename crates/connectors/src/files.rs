@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use strongroom_proto::receipt::{Missing, SourceFacts};
 
 pub use drill::{FilesDrillError, drill_files};
+pub(crate) use paths::path_of;
 pub use restore::{Change, Existing, FilesRestore, FilesRestoreError, FilesRestored, RestoreOptions, restore};
 pub use select::{PatternError, Selection, SelectionError};
 pub use walk::snapshot;

@@ -26,8 +26,8 @@ use crate::reader::{BackupReader, Place, Planned};
 const AHEAD_BYTES: usize = 48 * 1024 * 1024;
 /// Stored bytes that are read and opened at once.
 const RUN_BYTES: u64 = 1024 * 1024;
-/// Threads that open packs; more than cores, because a store may be far away.
-const THREADS_MIN: usize = 2;
+/// Threads that open packs; more than cores, because a disk takes its time and a bucket may be far away.
+const THREADS_MIN: usize = 4;
 const THREADS_MAX: usize = 8;
 /// The beginning of a pack, in which its header lies but for hundreds of recipients.
 const HEADER_FIRST_BYTES: u64 = 4 * 1024;

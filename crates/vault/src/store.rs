@@ -7,7 +7,7 @@ mod folder;
 
 use std::fmt;
 use std::fs::{DirBuilder, File};
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -38,8 +38,6 @@ use crate::layout;
 
 /// How long one request to S3 is retried in all.
 const RETRY_SECONDS: u64 = 60;
-/// Smaller objects are not worth a call of their own before the barrier.
-const WRITE_OUT_BYTES: usize = 1024 * 1024;
 /// How long one request may take: a whole pack over a slow line.
 const REQUEST_SECONDS: u64 = 180;
 /// How often a put is tried again after a failure whose outcome is unknown; each try is create-if-absent.
@@ -49,7 +47,7 @@ const PUT_PAUSE: Duration = Duration::from_millis(500);
 /// Objects of at least this size are asked for once more after an S3 put, to compare their size.
 const HEAD_AFTER_PUT_BYTES: usize = 1024 * 1024;
 /// How much of a file is compared or digested at a time.
-const READ_BYTES: usize = 256 * 1024;
+const READ_BYTES: u64 = 1024 * 1024;
 
 /// A text that no log, error or `Debug` output shows.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -326,32 +324,12 @@ impl Store {
     /// Stores an object under a name nobody else uses for other content, and confirms it.
     pub(crate) async fn put(&self, object: &str, bytes: Bytes) -> Result<(), StoreError> {
         match self.create(object, bytes.clone()).await? {
-            Created::Now => {
-                self.confirm(object, &bytes).await?;
-                if bytes.len() >= WRITE_OUT_BYTES {
-                    self.begin_writing_out(object).await;
-                }
-                Ok(())
-            }
+            Created::Now => self.confirm(object, &bytes).await,
             // Our own earlier try may have landed although its answer was lost.
             Created::Before if self.holds(object, &bytes).await? => Ok(()),
             Created::Before => Err(StoreError::Exists {
                 object: object.to_owned(),
             }),
-        }
-    }
-
-    /// Has a local disk begin to write an object, so that the barrier has little left to wait for. Only advice.
-    async fn begin_writing_out(&self, object: &str) {
-        let Some(path) = self.folder.as_ref().map(|folder| folder.join(object)) else {
-            return;
-        };
-        let advised = tokio::task::spawn_blocking(move || {
-            let file = File::open(path)?;
-            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(io::Error::from)
-        });
-        if let Ok(Err(error)) = advised.await {
-            tracing::debug!(object, %error, "the disk was not asked to begin writing");
         }
     }
 
@@ -660,18 +638,20 @@ async fn each_block<S: Send + 'static>(
     mut state: S,
     each: impl Fn(&mut S, &[u8]) -> bool + Send + 'static,
 ) -> Result<(S, bool), StoreError> {
+    let size = found.meta.size;
     match found.payload {
-        GetResultPayload::File(mut file, _) => {
+        GetResultPayload::File(file, _) => {
             let read = tokio::task::spawn_blocking(move || -> io::Result<(S, bool)> {
-                let mut block = vec![0; READ_BYTES];
+                let mut at = 0;
                 loop {
-                    let n = match file.read(&mut block) {
-                        Ok(0) => return Ok((state, true)),
-                        Ok(n) => n,
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                        Err(error) => return Err(error),
-                    };
-                    if !each(&mut state, block.get(..n).unwrap_or_default()) {
+                    // A byte more than there should be: what is longer is seen as well.
+                    let end = (at + READ_BYTES).min(size + 1).max(at + 1);
+                    let block = strongroom_disk::read_once(&file, at..end)?;
+                    at += block.len() as u64;
+                    if block.is_empty() {
+                        return Ok((state, true));
+                    }
+                    if !each(&mut state, &block) {
                         return Ok((state, false));
                     }
                 }

@@ -8,7 +8,7 @@ use super::walk::ROOT_PATH;
 
 /// The bytes of an entry's path, relative to the root; empty for the root itself. It is made of names only: never
 /// absolute, without `.`, `..`, empty components and NUL.
-pub(super) fn path_of(entry: &Entry) -> io::Result<Vec<u8>> {
+pub(crate) fn path_of(entry: &Entry) -> io::Result<Vec<u8>> {
     let path = bytes_of(&entry.path, entry.path_hex.as_deref())?;
     if entry.path == ROOT_PATH && path == ROOT_PATH.as_bytes() {
         return Ok(Vec::new());

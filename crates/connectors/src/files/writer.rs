@@ -9,11 +9,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, Statx};
 use rustix::io::Errno;
+use strongroom_disk::{Buffers, NewFile};
 use strongroom_proto::manifest::{Entry, EntryKind};
 
 use super::attributes::Object;
@@ -28,8 +28,6 @@ use super::restore::{Change, Existing, FilesRestored};
 /// Told of each change with its path and, for what is skipped, the reason.
 pub(super) type Changed<'a> = Box<dyn FnMut(Change, &Path, Option<&str>) + 'a>;
 
-/// So much of a large file is written before the disk is asked to begin with it.
-const WRITE_OUT_BYTES: u64 = 8 * 1024 * 1024;
 const TEMPORARY_PREFIX: &str = ".strongroom-restore-";
 
 /// Writes entries into a destination. [`finish`](Self::finish) ends it.
@@ -42,6 +40,7 @@ pub(super) struct Writer<'a> {
     removes_directories: bool,
     pub(super) setter: Setter,
     open: Option<OpenEntry>,
+    buffers: Buffers,
     next_temporary: u64,
     /// Directories that were made because something lies in them, and whose own entries did not come yet.
     made_on_the_way: HashSet<Vec<u8>>,
@@ -67,17 +66,13 @@ enum OpenEntry {
 
 #[derive(Debug)]
 struct OpenFile {
-    file: File,
+    file: NewFile,
     entry: Entry,
     path: Vec<u8>,
     /// The name it has until it is whole, where something else has its own.
     temporary: Option<String>,
     /// The mode it was made with.
     made: u32,
-    position: u64,
-    ends_with_hole: bool,
-    /// Since the disk was last asked to begin.
-    unwritten_bytes: u64,
 }
 
 /// Where a name is free, or what has it.
@@ -103,6 +98,7 @@ impl<'a> Writer<'a> {
             removes_directories,
             setter: Setter::new(),
             open: None,
+            buffers: Buffers::default(),
             next_temporary: 0,
             made_on_the_way: HashSet::new(),
             restored: FilesRestored::default(),
@@ -122,17 +118,7 @@ impl<'a> Writer<'a> {
         let Some(OpenEntry::File(open)) = &mut self.open else {
             return Err(invalid("content of something that is not a file"));
         };
-        open.file
-            .write_all_at(bytes, open.position)
-            .map_err(named(&open.entry.path))?;
-        open.position += bytes.len() as u64;
-        open.ends_with_hole = false;
-        open.unwritten_bytes += bytes.len() as u64;
-        if open.unwritten_bytes >= WRITE_OUT_BYTES {
-            // Has the disk begin now, so that there is little left to wait for at the end. Only advice.
-            let _ = rustix::fs::fadvise(&open.file, 0, None, rustix::fs::Advice::DontNeed);
-            open.unwritten_bytes = 0;
-        }
+        open.file.write(bytes).map_err(named(&open.entry.path))?;
         self.restored.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -141,11 +127,7 @@ impl<'a> Writer<'a> {
         let Some(OpenEntry::File(open)) = &mut self.open else {
             return Err(invalid("content of something that is not a file"));
         };
-        open.position = open
-            .position
-            .checked_add(bytes)
-            .ok_or_else(|| invalid("a file of an impossible length"))?;
-        open.ends_with_hole = true;
+        open.file.skip(bytes).map_err(named(&open.entry.path))?;
         self.restored.bytes = self.restored.bytes.saturating_add(bytes);
         Ok(())
     }
@@ -391,40 +373,38 @@ impl<'a> Writer<'a> {
         self.open_up()?;
         let (file, temporary) = match create(self.descent.directory()?, name) {
             Err(Errno::EXIST) => {
-                self.clear_place(name, entry)?;
+                // What is there stays until there is something to take its place.
+                self.check_place(name, entry)?;
                 let temporary = self.temporary(|here, name| create(here, name))?;
                 (temporary.1, Some(temporary.0))
             }
             created => (created?, None),
         };
         Ok(OpenFile {
-            file: File::from(file),
+            file: NewFile::begin(File::from(file), &self.buffers),
             entry: entry.clone(),
             path: path.to_vec(),
             temporary,
             made,
-            position: 0,
-            ends_with_hole: false,
-            unwritten_bytes: 0,
         })
     }
 
     fn end_file(&mut self) -> io::Result<()> {
-        let Some(OpenEntry::File(open)) = &self.open else {
+        let Some(OpenEntry::File(open)) = &mut self.open else {
             return Ok(());
         };
-        if open.ends_with_hole {
-            open.file.set_len(open.position)?;
-        }
+        let file = open.file.finish()?;
         let before = if self.inherits {
             Before::Unknown
         } else {
             Before::Made(open.made)
         };
-        self.setter.set(open.file.as_fd(), &open.entry, before)?;
-        let (_, name) = split(&open.path);
-        let change = match &open.temporary {
+        self.setter.set(file.as_fd(), &open.entry, before)?;
+        let change = match open.temporary.clone() {
             Some(temporary) => {
+                let (path, entry) = (open.path.clone(), open.entry.clone());
+                let (_, name) = split(&path);
+                self.clear_place(name, &entry)?;
                 let here = self.descent.directory()?;
                 rustix::fs::renameat(here, temporary.as_bytes(), here, name)?;
                 Change::Replace
@@ -465,8 +445,16 @@ impl<'a> Writer<'a> {
 
     /// Makes sure that what has a name can be replaced by a rename.
     pub(super) fn clear_place(&mut self, name: &[u8], entry: &Entry) -> io::Result<()> {
+        if self.check_place(name, entry)? {
+            remove_tree(self.descent.directory()?, name)?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that what has a name may be replaced, and says whether it is a directory, which has to be removed first.
+    fn check_place(&mut self, name: &[u8], entry: &Entry) -> io::Result<bool> {
         let Place::Taken(facts) = self.look_at_place(name)? else {
-            return Ok(());
+            return Ok(false);
         };
         check_place(
             self.descent.directory()?,
@@ -476,10 +464,7 @@ impl<'a> Writer<'a> {
             self.removes_directories,
             entry,
         )?;
-        if is_directory(&facts) {
-            remove_tree(self.descent.directory()?, name)?;
-        }
-        Ok(())
+        Ok(is_directory(&facts))
     }
 
     pub(super) fn report(&mut self, change: Change, path: &[u8]) {

@@ -1,10 +1,11 @@
-//! A folder as an object store, whose listings leave nothing out in silence.
+//! A folder as an object store, whose listings leave nothing out in silence and whose large objects go straight to the
+//! disk.
 //!
 //! The listing of [`LocalFileSystem`] leaves out what cannot be looked at, e.g. because a disk fails or a mount went
 //! stale. Who asks a vault whether WAL is there would take that for an absence, so here it is an error. Only what
 //! vanished while it was listed may be missing.
 
-use std::fs::{Metadata, ReadDir};
+use std::fs::{File, Metadata, ReadDir};
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -17,17 +18,21 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use strongroom_disk::{Buffers, LARGE_BYTES, NewFile};
 
 /// How many objects are looked at before the first is handed on.
 const BATCH: usize = 1024;
+/// Parts of at least this size are of packs, and read once.
+const READ_ONCE_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Folder {
     files: LocalFileSystem,
     root: PathBuf,
+    buffers: Buffers,
 }
 
 impl Folder {
@@ -36,7 +41,33 @@ impl Folder {
         Ok(Self {
             files: LocalFileSystem::new_with_prefix(folder).map_err(io::Error::other)?,
             root: folder.canonicalize()?,
+            buffers: Buffers::default(),
         })
+    }
+
+    /// Makes an object as [`LocalFileSystem`] does: written whole under another name, then linked to its own.
+    async fn create_large(&self, path: &Path, payload: PutPayload) -> Result<PutResult> {
+        let object = self.files.path_to_filesystem(path)?;
+        let buffers = self.buffers.clone();
+        let created = tokio::task::spawn_blocking(move || {
+            let (staged, file) = staged_beside(&object)?;
+            let linked = write_large(&buffers, file, &payload).and_then(|()| std::fs::hard_link(&staged, &object));
+            // One that stays is no object, and the next of this name gets another number.
+            let _ = std::fs::remove_file(&staged);
+            linked.map_err(|error| at(&object, &error))
+        });
+        match created.await? {
+            Ok(()) => Ok(PutResult {
+                e_tag: None,
+                version: None,
+                extensions: Default::default(),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Error::AlreadyExists {
+                path: path.to_string(),
+                source: Box::new(error),
+            }),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     fn walk(&self, prefix: Option<&Path>) -> Walk {
@@ -154,6 +185,31 @@ async fn next_batch(walk: Option<Walk>) -> Result<Option<(Vec<ObjectMeta>, Optio
     batch.await?.map(Some).map_err(failed)
 }
 
+/// A new file beside an object that is to be, under a name that [`is_on_its_way`].
+fn staged_beside(object: &std::path::Path) -> io::Result<(PathBuf, File)> {
+    let mut number = 1;
+    loop {
+        let mut staged = object.as_os_str().to_owned();
+        staged.push(format!("#{number}"));
+        match File::create_new(&staged) {
+            Ok(file) => return Ok((staged.into(), file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match object.parent() {
+                Some(folder) if !folder.exists() => std::fs::create_dir_all(folder)?,
+                _ => return Err(at(object, &error)),
+            },
+            Err(error) => return Err(at(object, &error)),
+        }
+    }
+}
+
+fn write_large(buffers: &Buffers, file: File, payload: &PutPayload) -> io::Result<()> {
+    let mut writing = NewFile::begin(file, buffers);
+    payload.iter().try_for_each(|part| writing.write(part))?;
+    writing.finish()?;
+    Ok(())
+}
+
 /// Whether the name is one under which [`LocalFileSystem`] writes an object before it is whole.
 fn is_on_its_way(location: &Path) -> bool {
     let suffix = location.filename().and_then(|name| name.split_once('#'));
@@ -184,6 +240,10 @@ fn failed(error: io::Error) -> Error {
 #[async_trait]
 impl ObjectStore for Folder {
     async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let is_new = options.mode == PutMode::Create && options.attributes.is_empty();
+        if is_new && payload.content_length() as u64 >= LARGE_BYTES {
+            return self.create_large(path, payload).await;
+        }
         self.files.put_opts(path, payload, options).await
     }
 
@@ -192,7 +252,18 @@ impl ObjectStore for Folder {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        self.files.get_opts(path, options).await
+        let is_large = matches!(&options.range, Some(GetRange::Bounded(part)) if part.end.saturating_sub(part.start) >= READ_ONCE_BYTES);
+        let found = self.files.get_opts(path, options).await?;
+        match found.payload {
+            GetResultPayload::File(file, _) if is_large => {
+                let part = found.range.clone();
+                let read = tokio::task::spawn_blocking(move || strongroom_disk::read_once(&file, part));
+                let bytes = read.await?.map_err(failed)?;
+                let payload = GetResultPayload::Stream(futures::stream::once(async { Ok(bytes.into()) }).boxed());
+                Ok(GetResult { payload, ..found })
+            }
+            _ => Ok(found),
+        }
     }
 
     async fn get_ranges(&self, path: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
