@@ -1,17 +1,20 @@
 //! One chunk to one zstd frame and back.
 //!
-//! Every frame is decoded and compared with its input before anybody relies on it. Decoding never writes more than
+//! Every frame that a compressor made is decoded and compared with its input before anybody relies on it. Decoding never writes more than
 //! the caller's bound, whatever the frame says.
 
 use std::io;
 
+use xxhash_rust::xxh64::xxh64;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, compress_bound};
 
 /// The level of content that shrinks, where nothing else is said, and of documents.
 pub(crate) const LEVEL: i32 = 3;
-/// The level for content that does not: a frame like any other, at memory speed.
-const STORED_LEVEL: i32 = -50;
+/// The beginning of a frame that says how long it is, in four bytes, and ends with a checksum (RFC 8878, 3.1.1).
+const STORED_FRAME: [u8; 5] = [0x28, 0xb5, 0x2f, 0xfd, 0xa4];
+/// The longest block that a frame may have.
+const BLOCK_BYTES: usize = 128 * 1024;
 const PROBE_LEVEL: i32 = 1;
 const PROBE_BYTES: usize = 64 * 1024;
 
@@ -26,7 +29,6 @@ pub(crate) enum EncodeError {
 pub(crate) struct Encoder {
     main: Compressor<'static>,
     probe: Compressor<'static>,
-    stored: Compressor<'static>,
     decoder: Decompressor<'static>,
     decoded: Vec<u8>,
     sample: Vec<u8>,
@@ -43,7 +45,6 @@ impl Encoder {
         Ok(Self {
             main: compressor(level)?,
             probe: compressor(PROBE_LEVEL)?,
-            stored: compressor(STORED_LEVEL)?,
             decoder: Decompressor::new()?,
             decoded: Vec::new(),
             sample: Vec::new(),
@@ -53,16 +54,21 @@ impl Encoder {
         })
     }
 
+    /// Compresses what comes next at this level.
+    pub(crate) fn set_level(&mut self, level: i32) -> io::Result<()> {
+        self.main.set_compression_level(level)
+    }
+
     /// Puts one frame of `raw` into `frame`, in place of what it held.
     pub(crate) fn encode(&mut self, raw: &[u8], frame: &mut Vec<u8>) -> Result<(), EncodeError> {
         frame.clear();
         frame.reserve(compress_bound(raw.len()));
-        let worth_it = self.shrinking || self.probe_shrinks(raw)?;
-        let compressor = if worth_it { &mut self.main } else { &mut self.stored };
-        compressor.compress_to_buffer(raw, frame).map_err(EncodeError::Failed)?;
-        if worth_it {
-            self.shrinking = shrank(raw.len(), frame.len());
+        if !self.shrinking && !self.probe_shrinks(raw)? {
+            store(raw, frame);
+            return Ok(());
         }
+        self.main.compress_to_buffer(raw, frame).map_err(EncodeError::Failed)?;
+        self.shrinking = shrank(raw.len(), frame.len());
         #[cfg(test)]
         if let Some(tamper) = self.tamper {
             tamper(frame);
@@ -84,6 +90,26 @@ impl Encoder {
             .map_err(EncodeError::Failed)?;
         Ok(shrank(part.len(), self.sample.len()))
     }
+}
+
+/// Appends a frame of content as it is.
+fn store(raw: &[u8], frame: &mut Vec<u8>) {
+    frame.extend_from_slice(&STORED_FRAME);
+    // A chunk has a few MiB.
+    frame.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+    let mut left = raw;
+    loop {
+        let (block, rest) = left.split_at(left.len().min(BLOCK_BYTES));
+        let header = (block.len() as u32) << 3 | u32::from(rest.is_empty());
+        let [low, middle, high, _] = header.to_le_bytes();
+        frame.extend_from_slice(&[low, middle, high]);
+        frame.extend_from_slice(block);
+        left = rest;
+        if left.is_empty() {
+            break;
+        }
+    }
+    frame.extend_from_slice(&(xxh64(raw, 0) as u32).to_le_bytes());
 }
 
 /// By more than two per cent.
@@ -178,6 +204,36 @@ mod tests {
     }
 
     #[test]
+    fn stored_content_is_a_frame_that_checks_itself() {
+        let mut decoder = Decompressor::new().unwrap();
+        for bytes in [
+            0,
+            1,
+            255,
+            256,
+            BLOCK_BYTES - 1,
+            BLOCK_BYTES,
+            BLOCK_BYTES + 1,
+            3 * BLOCK_BYTES,
+            1_000_000,
+        ] {
+            let raw = noise(bytes);
+            let mut frame = Vec::new();
+            store(&raw, &mut frame);
+            assert!(frame.len() <= compress_bound(bytes));
+            assert_eq!(zstd::stream::decode_all(frame.as_slice()).unwrap(), raw);
+            let mut back = Vec::new();
+            decode(&mut decoder, &frame, bytes, &mut back).unwrap();
+            assert_eq!(back, raw);
+            for at in [0, 9, 12, frame.len() - 1] {
+                let mut damaged = frame.clone();
+                damaged[at] ^= 4;
+                assert!(zstd::stream::decode_all(damaged.as_slice()).is_err(), "{bytes} {at}");
+            }
+        }
+    }
+
+    #[test]
     fn a_frame_cannot_decode_to_more_than_the_bound() {
         let frame = encode_document(&vec![0; 10_000_000]).unwrap();
         assert!(frame.len() < 2_000);
@@ -189,13 +245,14 @@ mod tests {
     #[test]
     fn a_corrupting_compressor_is_caught() {
         let mut encoder = Encoder::new(LEVEL).unwrap();
+        let shrinks = [noise(10_000), vec![0; 90_000]].concat();
         for tamper in [
             (|frame| frame.truncate(frame.len() - 5)) as fn(&mut Vec<u8>),
             |frame| frame[20] ^= 1,
             |frame| *frame = encode_document(b"something else").unwrap(),
         ] {
             encoder.tamper = Some(tamper);
-            let outcome = encoder.encode(&noise(100_000), &mut Vec::new());
+            let outcome = encoder.encode(&shrinks, &mut Vec::new());
             assert!(matches!(outcome, Err(EncodeError::DoesNotDecode)));
         }
     }
