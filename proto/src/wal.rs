@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -236,8 +237,9 @@ pub struct WalRange {
 /// Where WAL goes: a vault, as who writes sees it.
 #[async_trait]
 pub trait WalSink: Send + Sync {
-    /// Stores a piece; it is durable when this returns. A piece that is there already is fine.
-    async fn put(&self, piece: &WalPiece, bytes: Vec<u8>) -> io::Result<()>;
+    /// Stores a piece; it is durable when this returns. A piece that is there already is fine. The bytes are let go of by
+    /// then, so that whoever keeps a hold of them can use their memory again.
+    async fn put(&self, piece: &WalPiece, bytes: Arc<Vec<u8>>) -> io::Result<()>;
     /// Stores the history file of a timeline, likewise.
     async fn put_history(&self, system: SystemIdentifier, timeline: u32, text: &str) -> io::Result<()>;
     /// The pieces of a timeline, in the order of where they begin.

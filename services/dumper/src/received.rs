@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use strongroom_catalog::WalProgress;
 use strongroom_connectors::postgres::physical::WalEvent;
-use strongroom_proto::wal::{SystemIdentifier, WalRange};
+use strongroom_proto::wal::{Lsn, SystemIdentifier, WalRange};
 use tokio::sync::Notify;
 
 use crate::receiver::IdleAt;
@@ -30,6 +30,8 @@ pub(crate) struct Received {
 
 struct State {
     system: Option<SystemIdentifier>,
+    /// The timeline it is on, or was when an earlier receiver followed it.
+    timeline: Option<u32>,
     /// Durable ranges; those that touch are one.
     ranges: Vec<WalRange>,
     idle: Option<IdleAt>,
@@ -48,6 +50,7 @@ impl Default for Received {
     fn default() -> Self {
         let state = State {
             system: None,
+            timeline: None,
             ranges: Vec::new(),
             idle: None,
             progress: None,
@@ -65,6 +68,13 @@ impl Default for Received {
 }
 
 impl State {
+    fn alert_timeline(&mut self, from: u32, to: u32, at: Lsn) {
+        let message = format!(
+            "the cluster left timeline {from} and goes on upon {to} (followed from {at}): a standby was promoted, or a recovery ended"
+        );
+        self.alerts.push((TIMELINE, message));
+    }
+
     fn is_well_at(&mut self, at: IdleAt) {
         self.error = None;
         self.well_at = Instant::now();
@@ -96,6 +106,11 @@ impl Received {
             WalEvent::Started { system, timeline, at, .. } => {
                 tracing::info!(%system, timeline, %at, "receiving WAL");
                 state.system = Some(system);
+                // It was left while nobody followed it, and all of it was here.
+                let before = state.timeline.replace(timeline);
+                if let Some(before) = before.filter(|before| *before < timeline) {
+                    state.alert_timeline(before, timeline, at);
+                }
                 // It was reached, no more.
                 let time = state.level_at.unwrap_or_else(Utc::now);
                 state.is_at((timeline, at, time));
@@ -136,10 +151,8 @@ impl Received {
             }
             WalEvent::Switched { from, to, at } => {
                 tracing::info!(from, to, %at, "the cluster is on a new timeline");
-                state.alerts.push((
-                    TIMELINE,
-                    format!("the cluster left timeline {from} at {at} and goes on upon {to}: a standby was promoted, or a recovery ended"),
-                ));
+                state.timeline = Some(to);
+                state.alert_timeline(from, to, at);
             }
             WalEvent::Gap { timeline, from, to } => state.alerts.push((
                 MISSING,
@@ -169,6 +182,12 @@ impl Received {
     pub(crate) fn was_level(&self, at: Option<DateTime<Utc>>) {
         let mut state = self.state();
         state.level_at = state.level_at.max(at);
+    }
+
+    /// An earlier receiver followed this timeline.
+    pub(crate) fn was_on(&self, timeline: Option<u32>) {
+        let mut state = self.state();
+        state.timeline = state.timeline.or(timeline);
     }
 
     pub(crate) fn failed(&self, message: String) {
@@ -217,8 +236,6 @@ impl Received {
 
 #[cfg(test)]
 mod tests {
-    use strongroom_proto::wal::Lsn;
-
     use super::*;
 
     fn at(seconds: i64) -> DateTime<Utc> {
@@ -276,5 +293,32 @@ mod tests {
         });
         assert_eq!(received.take_alerts().len(), 1);
         assert_eq!(received.take_alerts().len(), 0);
+    }
+
+    #[test]
+    fn a_new_timeline_is_told_once_also_where_nobody_saw_the_old_one_end() {
+        let started = |timeline| WalEvent::Started {
+            system: SystemIdentifier(7),
+            timeline,
+            at: Lsn(5),
+            segment_bytes: 1 << 24,
+        };
+        let received = Received::default();
+        received.was_on(Some(1));
+        received.take(started(1));
+        assert_eq!(received.take_alerts(), []);
+        received.take(started(2));
+        received.was_on(Some(1));
+        received.take(started(2));
+        let alerts = received.take_alerts();
+        assert_eq!(alerts.len(), 1);
+        assert!(alerts[0].1.contains("left timeline 1 and goes on upon 2"), "{alerts:?}");
+        received.take(WalEvent::Switched {
+            from: 2,
+            to: 3,
+            at: Lsn(9),
+        });
+        received.take(started(3));
+        assert_eq!(received.take_alerts().len(), 1);
     }
 }

@@ -212,6 +212,7 @@ impl Receivers {
             && stream.view.system_identifier.is_some()
         {
             received.was_level(stream.view.server_time);
+            received.was_on(stream.view.timeline);
             return Ok((stream.view.system_identifier, stream.view.timeline));
         }
         let backups = self.catalog.cluster_backups(target).await?;
@@ -458,7 +459,7 @@ impl NotingSink {
 
 #[async_trait]
 impl WalSink for NotingSink {
-    async fn put(&self, piece: &WalPiece, bytes: Vec<u8>) -> io::Result<()> {
+    async fn put(&self, piece: &WalPiece, bytes: Arc<Vec<u8>>) -> io::Result<()> {
         self.inner.put(piece, bytes).await
     }
 

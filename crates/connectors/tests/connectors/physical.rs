@@ -207,14 +207,14 @@ impl MemoryWal {
 
 #[async_trait]
 impl WalSink for MemoryWal {
-    async fn put(&self, piece: &WalPiece, bytes: Vec<u8>) -> io::Result<()> {
+    async fn put(&self, piece: &WalPiece, bytes: Arc<Vec<u8>>) -> io::Result<()> {
         let mut gate = self.gate.subscribe();
         gate.wait_for(|open| *open).await.map_err(io::Error::other)?;
         if self.fails.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         assert_eq!(piece.len(), bytes.len() as u64);
-        self.pieces.lock().unwrap().push((piece.clone(), bytes));
+        self.pieces.lock().unwrap().push((piece.clone(), bytes.to_vec()));
         Ok(())
     }
 

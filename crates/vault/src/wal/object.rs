@@ -87,6 +87,25 @@ fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(doing: &'static str
     }
 }
 
+/// What objects are compressed with, one after the other, so that its memory is made once.
+pub(super) struct Press {
+    encoder: Encoder,
+    frame: Vec<u8>,
+}
+
+impl Press {
+    pub(super) fn new(level: i32) -> Result<Self, WalError> {
+        Ok(Self {
+            encoder: Encoder::new(level).map_err(failed("compress WAL"))?,
+            frame: Vec::new(),
+        })
+    }
+
+    pub(super) fn set_level(&mut self, level: i32) -> Result<(), WalError> {
+        self.encoder.set_level(level).map_err(failed("compress WAL"))
+    }
+}
+
 /// Signs, compresses and seals.
 pub(super) fn seal(
     vault_id: VaultId,
@@ -94,7 +113,7 @@ pub(super) fn seal(
     bytes: &[u8],
     signer: &Signer,
     recipients: &[Recipient],
-    level: i32,
+    Press { encoder, frame }: &mut Press,
 ) -> Result<Vec<u8>, WalError> {
     let statement = Statement {
         format: FORMAT,
@@ -106,20 +125,17 @@ pub(super) fn seal(
     stated.push(b'\n');
     let signature = signer.sign(&stated).map_err(failed("sign WAL"))?;
     stated.extend_from_slice(signature.as_bytes());
-    let mut frame = Vec::new();
-    let encoded = Encoder::new(level).map(|mut encoder| encoder.encode(bytes, &mut frame));
-    match encoded.map_err(failed("compress WAL"))? {
-        Ok(()) => {}
-        Err(EncodeError::Failed(source)) => return Err(failed("compress WAL")(source)),
-        Err(EncodeError::DoesNotDecode) => return Err(WalError::CodecCorrupt),
-    }
+    encoder.encode(bytes, frame).map_err(|error| match error {
+        EncodeError::Failed(source) => failed("compress WAL")(source),
+        EncodeError::DoesNotDecode => WalError::CodecCorrupt,
+    })?;
     let room = frame.len() + frame.len() / 2048 + stated.len() + 4096;
     let mut file = age_file::begin(recipients, Vec::with_capacity(room)).map_err(failed("seal WAL"))?;
     file.append(&SKIPPABLE);
     // It fits: the statement is a few hundred bytes.
     file.append(&(stated.len() as u32).to_le_bytes());
     file.append(&stated);
-    file.append(&frame);
+    file.append(frame);
     file.seal().map_err(failed("seal WAL"))
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn reader(fixture: &Fixture) -> WalReader {
 pub(crate) fn put(fixture: &Fixture, pieces: &[WalPiece]) {
     let writer = writer(fixture);
     for piece in pieces {
-        fixture.runtime.block_on(writer.put(piece, wal(piece))).unwrap();
+        fixture.runtime.block_on(writer.put(piece, wal(piece).into())).unwrap();
     }
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn keeps_wal(fixture: &Fixture) {
         assert_eq!(reader.timelines(SYSTEM).await.unwrap(), Vec::<u32>::new());
         assert_eq!(reader.history(SYSTEM, 2).await.unwrap(), None);
         // All at once, as a receiver that has fallen behind does.
-        let puts = pieces.iter().map(|piece| writer.put(piece, wal(piece)));
+        let puts = pieces.iter().map(|piece| writer.put(piece, wal(piece).into()));
         futures::future::try_join_all(puts).await.unwrap();
         // A second receiver stores the history again, as an object of its own.
         for writer in [&writer, &self::writer(fixture)] {
@@ -142,7 +142,7 @@ fn what_is_no_piece_of_wal_is_refused_and_nothing_is_stored() {
         (of_size(1 << 19), 10, "power of two"),
         (of_size(1 << 31), 10, "power of two"),
     ] {
-        let put = writer.put(&piece, vec![0; bytes as usize]);
+        let put = writer.put(&piece, vec![0; bytes as usize].into());
         let error = fixture.runtime.block_on(put).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         assert!(error.to_string().contains(words), "{error}");
@@ -165,7 +165,7 @@ fn segments_of_every_size_come_back() {
         };
         let bytes = noise(number, 70_000);
         fixture.runtime.block_on(async {
-            writer.put(&piece, bytes.clone()).await.unwrap();
+            writer.put(&piece, bytes.clone().into()).await.unwrap();
             let found = reader
                 .segment_pieces(piece.system_identifier, piece.segment())
                 .await
@@ -186,7 +186,7 @@ fn two_contents_of_one_range_are_both_kept() {
     let piece = piece(1, 0, 100);
     fixture.runtime.block_on(async {
         for content in [1, 2] {
-            writer.put(&piece, vec![content; 100]).await.unwrap();
+            writer.put(&piece, vec![content; 100].into()).await.unwrap();
         }
         let found = reader.segment_pieces(SYSTEM, piece.segment()).await.unwrap();
         assert_eq!(ranges(&found), [(0, 100), (0, 100)]);
@@ -211,7 +211,7 @@ fn a_piece_is_durable_before_it_is_said_to_be_and_a_failure_is_told() {
     let mib = u64::from(SEGMENT_BYTES);
     let put = |from| {
         let piece = piece(1, from, from + 100);
-        fixture.runtime.block_on(writer.put(&piece, wal(&piece)))
+        fixture.runtime.block_on(writer.put(&piece, wal(&piece).into()))
     };
     put(mib).unwrap();
     control.arm(0, Fault::Full);
@@ -261,7 +261,10 @@ fn who_is_no_signer_or_holds_another_writer_key_stores_nothing() {
         (WriterKey::generate(), fixture.signer.clone()),
     ] {
         let writer = fixture.vault.wal_writer(key, signer);
-        let error = fixture.runtime.block_on(writer.put(&piece, wal(&piece))).unwrap_err();
+        let error = fixture
+            .runtime
+            .block_on(writer.put(&piece, wal(&piece).into()))
+            .unwrap_err();
         assert!(!WalError::in_io_error(&error).unwrap().is_retryable(), "{error}");
     }
     assert_eq!(fixture.objects(), before);
@@ -279,7 +282,10 @@ fn a_recipient_added_behind_the_writers_back_is_sent_no_wal() {
     let vault = fixture.runtime.block_on(Vault::open(local(&fixture.path()))).unwrap();
     let writer = vault.wal_writer(fixture.writer_key.clone(), fixture.signer.clone());
     let piece = piece(1, 0, 100);
-    let error = fixture.runtime.block_on(writer.put(&piece, wal(&piece))).unwrap_err();
+    let error = fixture
+        .runtime
+        .block_on(writer.put(&piece, wal(&piece).into()))
+        .unwrap_err();
     assert!(
         matches!(WalError::in_io_error(&error), Some(WalError::Keys { .. })),
         "{error}"
@@ -467,7 +473,7 @@ fn a_piece_of_another_vault_of_the_same_signer_is_refused() {
     let other = other.unwrap();
     let piece = piece(1, 0, 5_000);
     let writer = other.wal_writer(ours.writer_key.clone(), ours.signer.clone());
-    theirs.runtime.block_on(writer.put(&piece, wal(&piece))).unwrap();
+    theirs.runtime.block_on(writer.put(&piece, wal(&piece).into())).unwrap();
     let root = theirs.folder.path().join("second");
     let object = objects(&root).into_iter().find(|o| o.starts_with("wal/")).unwrap();
     let path = ours.path().join(&object);
@@ -502,7 +508,10 @@ fn wal_is_sealed_to_the_keys_in_force_and_older_wal_still_opens() {
         .unwrap();
     // A writer and a reader that were opened before it.
     let writer = fixture.vault.wal_writer(fixture.writer_key.clone(), signer);
-    fixture.runtime.block_on(writer.put(&second, wal(&second))).unwrap();
+    fixture
+        .runtime
+        .block_on(writer.put(&second, wal(&second).into()))
+        .unwrap();
     let both = Identity::from_file_text(&format!("{}\n{}", fixture.identity_text, text.as_str())).unwrap();
     let new = Identity::from_file_text(&text).unwrap();
     let read = |identity: &Identity, number: usize| {
@@ -532,7 +541,10 @@ fn a_put_returns_after_a_barrier_that_followed_it() {
         calls.iter().map(kind).collect()
     };
     let first = piece(1, 0, 100);
-    fixture.runtime.block_on(writer.put(&first, wal(&first))).unwrap();
+    fixture
+        .runtime
+        .block_on(writer.put(&first, wal(&first).into()))
+        .unwrap();
     // The keys are looked at, the bytes are read back, and then comes the barrier.
     let expected = ["get keys", "get keys", "put wal", "get wal", "barrier"];
     assert_eq!(kinds(control.take_all()), expected);
@@ -544,7 +556,7 @@ fn a_put_returns_after_a_barrier_that_followed_it() {
     let pieces: Vec<WalPiece> = (1..9).map(|n| piece(1, n * 100, n * 100 + 100)).collect();
     fixture.runtime.block_on(async {
         let puts = pieces.iter().map(|piece| async {
-            writer.put(piece, wal(piece)).await.unwrap();
+            writer.put(piece, wal(piece).into()).await.unwrap();
             control.note("told".to_owned());
         });
         futures::future::join_all(puts).await;

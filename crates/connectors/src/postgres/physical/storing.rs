@@ -63,10 +63,12 @@ pub(super) struct Storing {
     timeline: u32,
     /// The next piece so far.
     buffer: Vec<u8>,
+    /// Memory of pieces that have arrived, while others are on their way.
+    spare: Vec<Vec<u8>>,
     received: Lsn,
     /// The server's clock when it last had nothing after a place in the next piece.
     server_time: Option<DateTime<Utc>>,
-    puts: JoinSet<(Lsn, io::Result<()>)>,
+    puts: JoinSet<(Lsn, Arc<Vec<u8>>, io::Result<()>)>,
     /// What is on its way, in order, and whether it has arrived.
     queue: VecDeque<(Stored, bool)>,
     durable: Lsn,
@@ -80,6 +82,7 @@ impl Storing {
             segment_bytes,
             timeline: place.timeline,
             buffer: Vec::new(),
+            spare: Vec::new(),
             received: place.at,
             server_time: None,
             puts: JoinSet::new(),
@@ -161,7 +164,7 @@ impl Storing {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let bytes = std::mem::take(&mut self.buffer);
+        let bytes = std::mem::replace(&mut self.buffer, self.spare.pop().unwrap_or_default());
         let from = Lsn(self.received.0 - bytes.len() as u64);
         self.check(from, &bytes)?;
         let stored = Stored {
@@ -179,7 +182,11 @@ impl Storing {
         };
         self.queue.push_back((stored, false));
         let sink = Arc::clone(&self.sink);
-        self.puts.spawn(async move { (from, sink.put(&piece, bytes).await) });
+        let bytes = Arc::new(bytes);
+        self.puts.spawn(async move {
+            let put = sink.put(&piece, Arc::clone(&bytes)).await;
+            (from, bytes, put)
+        });
         Ok(())
     }
 
@@ -212,8 +219,15 @@ impl Storing {
     /// Waits for the next piece to arrive; gives back what is durable without a hole since. Safe to cancel.
     pub(super) async fn settled(&mut self) -> io::Result<Vec<Stored>> {
         if let Some(put) = self.puts.join_next().await {
-            let (from, result) = put.map_err(io::Error::other)?;
+            let (from, bytes, result) = put.map_err(io::Error::other)?;
             result?;
+            match Arc::try_unwrap(bytes) {
+                Ok(mut bytes) if !self.puts.is_empty() => {
+                    bytes.clear();
+                    self.spare.push(bytes);
+                }
+                _ => self.spare.clear(),
+            }
             if let Some((_, arrived)) = self.queue.iter_mut().find(|(stored, _)| stored.from == from) {
                 *arrived = true;
             }
@@ -244,7 +258,7 @@ mod tests {
 
     #[async_trait]
     impl WalSink for Sink {
-        async fn put(&self, piece: &WalPiece, bytes: Vec<u8>) -> io::Result<()> {
+        async fn put(&self, piece: &WalPiece, bytes: Arc<Vec<u8>>) -> io::Result<()> {
             assert_eq!(bytes.len() as u64, piece.len());
             self.0.lock().unwrap().push(piece.clone());
             Ok(())

@@ -271,7 +271,7 @@ async fn store(
 async fn put(sink: &dyn WalSink, whole: &WalPiece, bytes: Vec<u8>) -> io::Result<()> {
     let most = PIECE_MAX_BYTES as usize;
     if bytes.len() <= most {
-        return sink.put(whole, bytes).await;
+        return sink.put(whole, bytes.into()).await;
     }
     let mut from = whole.from;
     for part in bytes.chunks(most) {
@@ -281,7 +281,7 @@ async fn put(sink: &dyn WalSink, whole: &WalPiece, bytes: Vec<u8>) -> io::Result
             ..whole.clone()
         };
         from = piece.to;
-        sink.put(&piece, part.to_vec()).await?;
+        sink.put(&piece, part.to_vec().into()).await?;
     }
     Ok(())
 }

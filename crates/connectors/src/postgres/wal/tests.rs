@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use chrono::DateTime;
@@ -158,8 +158,8 @@ impl WalSource for Memory {
 
 #[async_trait]
 impl WalSink for Memory {
-    async fn put(&self, piece: &WalPiece, bytes: Vec<u8>) -> io::Result<()> {
-        self.called()?.put(piece, bytes);
+    async fn put(&self, piece: &WalPiece, bytes: Arc<Vec<u8>>) -> io::Result<()> {
+        self.called()?.put(piece, bytes.to_vec());
         Ok(())
     }
     async fn put_history(&self, _: SystemIdentifier, timeline: u32, text: &str) -> io::Result<()> {
