@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use strongroom_connectors::postgres::recovery::{RecoveryRequest, recover};
+use strongroom_connectors::postgres::recovery::{RecoveryError, RecoveryRequest, recover};
 use strongroom_proto::wal::{Leave, Recovery, RecoveryTarget};
 
 use crate::recovery_moments::{both_ends, open, run, to};
@@ -91,6 +91,49 @@ fn a_cluster_whose_configuration_lay_elsewhere_is_left_running_with_a_safe_one()
     }
     let hba = std::fs::read_to_string(data.join("pg_hba.conf")).unwrap();
     assert!(!hba.contains("trust"), "{hba}");
+}
+
+#[test]
+fn a_base_backup_that_is_not_as_its_server_listed_it_is_refused() {
+    let binaries = oldest();
+    let source = Source::start(binaries);
+    let (backup, facts) = source.base_backup();
+    source.commit(1);
+    source.archive_all();
+    let recovery = to(RecoveryTarget::Latest, None);
+    let at = backup.entries.iter().position(|(entry, _)| entry.path == "base/1/1259");
+    let at = at.unwrap();
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(Option<Damage>, &str); 4] = [
+        (Some(|content| content[4000] ^= 1), "base/1/1259"),
+        // A page of zeros is a page for a server.
+        (Some(|content| content[8192..16384].fill(0)), "base/1/1259"),
+        (Some(|content| content.truncate(8192)), "base/1/1259"),
+        (None, "pg_verifybackup"),
+    ];
+    for (damage, expected) in damages {
+        let mut damaged = backup.clone();
+        match damage {
+            Some(damage) => damage(&mut damaged.entries[at].1),
+            None => drop(damaged.entries.remove(at)),
+        }
+        let dir = passable_dir();
+        let data = dir.path().join("data");
+        let error = run(&damaged, &facts, &recovery, &data, FolderWal::of(&source)).unwrap_err();
+        assert!(
+            matches!(&error, RecoveryError::BadBackup { what } if what.contains(expected)),
+            "{error}"
+        );
+    }
+    let dir = passable_dir();
+    run(
+        &backup,
+        &facts,
+        &recovery,
+        &dir.path().join("data"),
+        FolderWal::of(&source),
+    )
+    .unwrap();
 }
 
 #[test]

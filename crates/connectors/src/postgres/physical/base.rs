@@ -4,6 +4,8 @@
 //! compared with what the vault has. The server does not wait for its archiver (`WAIT false`): whoever completes the
 //! backup makes sure that WAL up to [`ClusterFacts::stop_lsn`] is in the vault.
 
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
 use bytes::Buf as _;
 use strongroom_proto::manifest::{BackupSink, PAGE_BYTES};
 use strongroom_proto::receipt::SourceFacts;
@@ -17,13 +19,15 @@ use super::session::Session;
 use super::streaming;
 use super::target::ClusterTarget;
 use super::tree::{TreeSummary, TreeWriter};
-use super::wire::{self, Row, tag};
+use super::wire::{self, Message, Row, tag};
 use crate::postgres::target::Endpoint;
 
 /// The first major version with incremental backups.
 const INCREMENTAL_MAJOR: u32 = 17;
 /// The longest manifest that is taken, in bytes: some ten million files.
 const MANIFEST_BYTES_MAX: usize = 2 << 30;
+/// Messages that have come and are not looked at yet; a server's have 32 KiB.
+const MESSAGES_AHEAD: usize = 64;
 /// How much of a manifest is sent at once.
 const UPLOAD_BYTES: usize = 64 << 10;
 /// The label in `backup_label`.
@@ -318,43 +322,24 @@ impl<'a> Source<'a> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Copied, BaseBackupError> {
         let mut tree = TreeWriter::create(sink, &begun.tablespaces, self.mode)?;
-        let mut manifest: Option<Vec<u8>> = None;
         let mut done = Progress {
             done_bytes: 0,
             total_bytes: begun.total_bytes,
         };
-        loop {
-            let message = self.session.message().map_err(|source| self.failed(source))?;
-            let mut body = message.body;
-            match message.tag {
-                tag::COPY_DATA => {}
-                tag::COPY_DONE => break,
-                tag::ERROR => {
-                    let error = ServerError::parse(&body);
-                    return Err(self.refused(error.into()));
-                }
-                _ => return Err(self.failed(WireError::protocol("a message in a base backup"))),
-            }
-            match body.try_get_u8().unwrap_or_default() {
-                b'n' => {
-                    let name = body.split(|byte| *byte == 0).next().unwrap_or_default();
-                    tree.begin_archive(&String::from_utf8_lossy(name))?;
-                }
-                b'm' => manifest = Some(Vec::new()),
-                b'd' => match &mut manifest {
-                    Some(manifest) if manifest.len() + body.len() > MANIFEST_BYTES_MAX => {
-                        return Err(BaseBackupError::damaged(DamageError::Manifest));
-                    }
-                    Some(manifest) => manifest.extend_from_slice(&body),
-                    None => {
-                        done.done_bytes += body.len() as u64;
-                        tree.write(&body)?;
-                    }
-                },
-                b'p' => progress(done),
-                _ => return Err(self.failed(WireError::protocol("a message in a base backup"))),
-            }
-        }
+        let (sender, messages) = sync_channel(MESSAGES_AHEAD);
+        let session = &mut self.session;
+        let manifest = std::thread::scope(|scope| {
+            // So that the server goes on sending while what came is looked at.
+            let reader = std::thread::Builder::new().name("base-read".to_owned());
+            let reader = reader.spawn_scoped(scope, move || read_ahead(session, &sender));
+            reader.map_err(|source| Failed::Wire(WireError::Io { source }))?;
+            take_copy(&messages, &mut tree, &mut done, progress)
+        });
+        let manifest = manifest.map_err(|failed| match failed {
+            Failed::Wire(source) => self.failed(source),
+            Failed::Server(error) => self.refused(error.into()),
+            Failed::Backup(error) => error,
+        })?;
         progress(done);
         let manifest = manifest.ok_or(BaseBackupError::damaged(DamageError::Manifest))?;
         // Damage that the server found itself is told after the last file, and explains more than what follows from it.
@@ -436,5 +421,72 @@ impl<'a> Source<'a> {
             read_bytes: copied.read_bytes,
             overlaid: copied.tree.overlaid,
         })
+    }
+}
+
+/// Why a copy ended early.
+enum Failed {
+    Wire(WireError),
+    Server(ServerError),
+    Backup(BaseBackupError),
+}
+
+impl From<BaseBackupError> for Failed {
+    fn from(error: BaseBackupError) -> Self {
+        Self::Backup(error)
+    }
+}
+
+/// Reads the messages of a copy up to its end, or until nobody takes them any more.
+fn read_ahead(session: &mut Session, messages: &SyncSender<Result<Message, WireError>>) {
+    loop {
+        let message = session.message();
+        let goes_on = message.as_ref().is_ok_and(|message| message.tag == tag::COPY_DATA);
+        if messages.send(message).is_err() || !goes_on {
+            return;
+        }
+    }
+}
+
+/// Takes archives apart as they come, and gives back the server's manifest.
+fn take_copy(
+    messages: &Receiver<Result<Message, WireError>>,
+    tree: &mut TreeWriter<'_>,
+    done: &mut Progress,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Option<Vec<u8>>, Failed> {
+    let mut manifest: Option<Vec<u8>> = None;
+    loop {
+        // Whoever reads sends the end, or why there is none.
+        let message = messages
+            .recv()
+            .unwrap_or_else(|_| Err(WireError::protocol("the end of a base backup")));
+        let message = message.map_err(Failed::Wire)?;
+        let mut body = message.body;
+        match message.tag {
+            tag::COPY_DATA => {}
+            tag::COPY_DONE => return Ok(manifest),
+            tag::ERROR => return Err(Failed::Server(ServerError::parse(&body))),
+            _ => return Err(Failed::Wire(WireError::protocol("a message in a base backup"))),
+        }
+        match body.try_get_u8().unwrap_or_default() {
+            b'n' => {
+                let name = body.split(|byte| *byte == 0).next().unwrap_or_default();
+                tree.begin_archive(&String::from_utf8_lossy(name))?;
+            }
+            b'm' => manifest = Some(Vec::new()),
+            b'd' => match &mut manifest {
+                Some(manifest) if manifest.len() + body.len() > MANIFEST_BYTES_MAX => {
+                    return Err(BaseBackupError::damaged(DamageError::Manifest).into());
+                }
+                Some(manifest) => manifest.extend_from_slice(&body),
+                None => {
+                    done.done_bytes += body.len() as u64;
+                    tree.write(&body)?;
+                }
+            },
+            b'p' => progress(*done),
+            _ => return Err(Failed::Wire(WireError::protocol("a message in a base backup"))),
+        }
     }
 }

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use strongroom_proto::wal::{Lsn, SystemIdentifier};
 
 use super::base_error::DamageError;
+use super::laid_down::LaidDown;
 
+const CRC32C: &str = "CRC32C";
 const LAST_LINE: &str = "\"Manifest-Checksum\"";
 
 /// A server's manifest.
@@ -109,14 +111,7 @@ impl ServerManifest {
             let found = came
                 .remove(&path)
                 .ok_or_else(|| DamageError::Missing { path: name() })?;
-            let is_same = found.bytes == file.bytes
-                && file.algorithm.as_deref() == Some("CRC32C")
-                // As the bytes lie in the server's memory.
-                && file.checksum.as_deref().is_some_and(|sum| {
-                    sum.eq_ignore_ascii_case(&hex::encode(found.crc32c.to_le_bytes()))
-                        || sum.eq_ignore_ascii_case(&hex::encode(found.crc32c.to_be_bytes()))
-                });
-            if !is_same {
+            if file.algorithm.as_deref() != Some(CRC32C) || !file.is_as(found) {
                 return Err(DamageError::Content { path: name() });
             }
         }
@@ -126,13 +121,33 @@ impl ServerManifest {
         }
     }
 
+    /// Compares files as they were laid down with what is listed of their content; how many could be. Whether all files are
+    /// there, and no others, is not looked at. `None` where a checksum is of another kind than is known here.
+    pub fn compare_content(&self, laid_down: &LaidDown) -> Result<Option<u64>, DamageError> {
+        let mut compared = 0;
+        for file in &self.files {
+            let path = file.path_bytes()?;
+            match (laid_down.files.get(&path), file.algorithm.as_deref()) {
+                (None, _) | (_, None) => {}
+                (Some(found), Some(CRC32C)) if file.is_as(*found) => compared += 1,
+                (Some(_), Some(CRC32C)) => {
+                    return Err(DamageError::Content {
+                        path: String::from_utf8_lossy(&path).into_owned(),
+                    });
+                }
+                (Some(_), Some(_)) => return Ok(None),
+            }
+        }
+        Ok(Some(compared))
+    }
+
     /// The manifest of the tree in which these files, by the path they came under, are others.
     pub(super) fn with(mut self, made: &HashMap<Vec<u8>, Made>) -> Result<String, DamageError> {
         for file in &mut self.files {
             if let Some(new) = made.get(&file.path_bytes()?) {
                 file.put_path(&new.path);
                 file.bytes = new.bytes;
-                file.algorithm = new.crc32c.map(|_| "CRC32C".to_owned());
+                file.algorithm = new.crc32c.map(|_| CRC32C.to_owned());
                 file.checksum = new.crc32c.map(|crc| hex::encode(crc.to_le_bytes()));
             }
         }
@@ -163,6 +178,16 @@ impl ServerManifest {
 }
 
 impl ManifestFile {
+    /// Whether a file has this length and CRC-32C.
+    fn is_as(&self, found: Came) -> bool {
+        found.bytes == self.bytes
+            // As the bytes lie in the server's memory.
+            && self.checksum.as_deref().is_some_and(|sum| {
+                sum.eq_ignore_ascii_case(&hex::encode(found.crc32c.to_le_bytes()))
+                    || sum.eq_ignore_ascii_case(&hex::encode(found.crc32c.to_be_bytes()))
+            })
+    }
+
     fn path_bytes(&self) -> Result<Vec<u8>, DamageError> {
         match (&self.path, &self.encoded_path) {
             (Some(path), None) => Ok(path.clone().into_bytes()),
@@ -250,6 +275,45 @@ mod tests {
             manifest().check(more),
             Err(DamageError::Unlisted { files: 1 })
         ));
+    }
+
+    #[test]
+    fn content_is_compared_with_the_checksums_that_are_known() {
+        let path = || b"base/1/INCREMENTAL.2".to_vec();
+        let write = |content: &[u8], hole: u64| {
+            let mut laid_down = LaidDown::default();
+            laid_down.begin(path());
+            laid_down.write(content);
+            laid_down.hole(hole);
+            laid_down.end();
+            // A folder has no content to end.
+            laid_down.end();
+            laid_down
+        };
+        // The check value of the algorithm's catalogue.
+        let mut server = manifest();
+        server.files[0].bytes = 9;
+        server.files[0].checksum = Some(hex::encode(0xe306_9283_u32.to_le_bytes()));
+        assert_eq!(server.compare_content(&write(b"123456789", 0)).unwrap(), Some(1));
+        for other in [
+            write(b"123456780", 0),
+            write(b"12345678", 0),
+            write(b"12345678", 1),
+            write(b"123456789", 1),
+        ] {
+            let compared = server.compare_content(&other);
+            assert!(matches!(compared, Err(DamageError::Content { path }) if path == "base/1/INCREMENTAL.2"));
+        }
+        let zeros = 200_000;
+        server.files[0].bytes = zeros;
+        let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &vec![0; zeros as usize]) as u32;
+        server.files[0].checksum = Some(hex::encode(crc.to_le_bytes()));
+        assert_eq!(server.compare_content(&write(b"", zeros)).unwrap(), Some(1));
+        // Put together of an older file and blocks: nobody has read all of it.
+        (server.files[0].algorithm, server.files[0].checksum) = (None, None);
+        assert_eq!(server.compare_content(&write(b"x", 0)).unwrap(), Some(0));
+        server.files[0].algorithm = Some("SHA256".to_owned());
+        assert_eq!(server.compare_content(&write(b"x", 0)).unwrap(), None);
     }
 
     #[test]

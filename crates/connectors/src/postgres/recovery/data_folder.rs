@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource, Listed};
 use strongroom_proto::receipt::{Check, CheckOutcome};
@@ -13,6 +14,7 @@ use super::error::{RecoveryError, was_killed};
 use crate::child::describe;
 use crate::files::{self, Change, Existing, RestoreOptions, Selection};
 use crate::postgres::cluster::ServerBinaries;
+use crate::postgres::physical::{LaidDown, ServerManifest};
 use crate::postgres::run_as::{RunAs, clean_environment};
 use crate::postgres::tools::major_of;
 
@@ -88,12 +90,13 @@ pub(super) fn lay_down(
         own_folder(folder, run_as)?;
     }
     let mut bytes = 0;
+    let laid_down = Mutex::new(LaidDown::default());
     for (oid, folder) in &mapped {
-        let part = Part::of_tablespace(source, run_as, *oid);
+        let part = Part::of_tablespace(source, run_as, *oid, &laid_down);
         bytes += restore(&part, folder)?;
     }
     bytes += restore(
-        &Part::of_cluster(source, run_as, mapped.keys().copied().collect()),
+        &Part::of_cluster(source, run_as, mapped.keys().copied().collect(), &laid_down),
         &destination,
     )?;
     let links = destination.join("pg_tblspc");
@@ -101,7 +104,7 @@ pub(super) fn lay_down(
         let link = links.join(oid.to_string());
         std::os::unix::fs::symlink(folder, &link).map_err(RecoveryError::file("link", &link))?;
     }
-    let check = verify(&destination, binaries, run_as)?;
+    let check = verify(&destination, &locked(&laid_down), binaries, run_as)?;
     let map = destination.join(TABLESPACE_MAP);
     remove_if_there(&map)?;
     std::fs::write(&mark_path, mark).map_err(RecoveryError::file("write", &mark_path))?;
@@ -226,13 +229,28 @@ fn restore(part: &Part<'_>, destination: &Path) -> Result<u64, RecoveryError> {
     }
 }
 
-/// Has the files compared with the manifest that the server made of them.
-fn verify(data_dir: &Path, binaries: &ServerBinaries, run_as: RunAs) -> Result<Check, RecoveryError> {
+/// Has the files compared with the manifest that the server made of them: their content here, as it was written, and
+/// everything else by the server's own tool, which would read all of it once more.
+fn verify(
+    data_dir: &Path,
+    laid_down: &LaidDown,
+    binaries: &ServerBinaries,
+    run_as: RunAs,
+) -> Result<Check, RecoveryError> {
     let program = binaries.program("pg_verifybackup");
-    if !data_dir.join(MANIFEST).is_file() {
-        let why = "the backup has no manifest of the server's to compare the files with";
-        return Ok(check(CheckOutcome::Skipped, why.to_owned()));
-    }
+    let manifest_path = data_dir.join(MANIFEST);
+    let manifest = match std::fs::read(&manifest_path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let why = "the backup has no manifest of the server's to compare the files with";
+            return Ok(check(CheckOutcome::Skipped, why.to_owned()));
+        }
+        Err(error) => return Err(RecoveryError::file("read", &manifest_path)(error)),
+    };
+    let compared = ServerManifest::parse(&manifest).and_then(|manifest| manifest.compare_content(laid_down));
+    let compared = compared.map_err(|damage| RecoveryError::BadBackup {
+        what: format!("its files are not as its server's manifest says: {damage}"),
+    })?;
     if !program.is_file() {
         let why = format!(
             "{} is missing: install the whole of PostgreSQL {}",
@@ -244,11 +262,17 @@ fn verify(data_dir: &Path, binaries: &ServerBinaries, run_as: RunAs) -> Result<C
     let mut command = run_as.command(&program, None);
     clean_environment(&mut command)
         .args(["--no-parse-wal", "--quiet", "--ignore=tablespace_map"])
+        .args(compared.map(|_| "--skip-checksums"))
         .arg(data_dir)
         .stdin(Stdio::null());
     let output = command.output().map_err(RecoveryError::file("run", &program))?;
     if output.status.success() {
-        let detail = format!("every file is as pg_verifybackup {} expects it", binaries.version);
+        let mut detail = format!("every file is as pg_verifybackup {} expects it", binaries.version);
+        if let Some(files) = compared {
+            detail.push_str(&format!(
+                "; the server's checksums of {files} files are those of what was written"
+            ));
+        }
         return Ok(check(CheckOutcome::Passed, detail));
     }
     let said = String::from_utf8_lossy(&output.stderr);
@@ -281,6 +305,7 @@ struct Part<'a> {
     source: &'a dyn EntrySource,
     owner: Option<(u32, u32)>,
     kind: PartKind,
+    laid_down: &'a Mutex<LaidDown>,
 }
 
 enum PartKind {
@@ -291,21 +316,31 @@ enum PartKind {
 }
 
 impl<'a> Part<'a> {
-    fn of_cluster(source: &'a dyn EntrySource, run_as: RunAs, without: BTreeSet<u32>) -> Self {
-        Self::new(source, run_as, PartKind::Cluster { without })
+    fn of_cluster(
+        source: &'a dyn EntrySource,
+        run_as: RunAs,
+        without: BTreeSet<u32>,
+        laid_down: &'a Mutex<LaidDown>,
+    ) -> Self {
+        Self::new(source, run_as, PartKind::Cluster { without }, laid_down)
     }
 
-    fn of_tablespace(source: &'a dyn EntrySource, run_as: RunAs, oid: u32) -> Self {
+    fn of_tablespace(source: &'a dyn EntrySource, run_as: RunAs, oid: u32, laid_down: &'a Mutex<LaidDown>) -> Self {
         let folder = format!("pg_tblspc/{oid}");
-        Self::new(source, run_as, PartKind::Tablespace { folder })
+        Self::new(source, run_as, PartKind::Tablespace { folder }, laid_down)
     }
 
-    fn new(source: &'a dyn EntrySource, run_as: RunAs, kind: PartKind) -> Self {
+    fn new(source: &'a dyn EntrySource, run_as: RunAs, kind: PartKind, laid_down: &'a Mutex<LaidDown>) -> Self {
         let owner = match run_as {
             RunAs::Ourselves => None,
             RunAs::Other { uid, gid } => Some((uid, gid)),
         };
-        Self { source, owner, kind }
+        Self {
+            source,
+            owner,
+            kind,
+            laid_down,
+        }
     }
 
     /// An entry as it is laid down; `None` where it is not of this part.
@@ -390,6 +425,11 @@ impl EntrySource for Part<'_> {
     }
 }
 
+/// No code runs under this lock that could leave what it guards half-changed.
+fn locked(laid_down: &Mutex<LaidDown>) -> MutexGuard<'_, LaidDown> {
+    laid_down.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Placing<'a> {
     sink: &'a mut dyn EntrySink,
     part: &'a Part<'a>,
@@ -397,21 +437,27 @@ struct Placing<'a> {
 
 impl EntrySink for Placing<'_> {
     fn begin(&mut self, entry: &Entry) -> io::Result<()> {
-        match self.part.placed(entry) {
-            Some(entry) => self.sink.begin(&entry),
-            None => Err(io::Error::other("an entry that was not asked for")),
+        let Some(placed) = self.part.placed(entry) else {
+            return Err(io::Error::other("an entry that was not asked for"));
+        };
+        if entry.kind == EntryKind::File {
+            locked(self.part.laid_down).begin(files::path_of(entry)?);
         }
+        self.sink.begin(&placed)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        locked(self.part.laid_down).write(bytes);
         self.sink.write(bytes)
     }
 
     fn hole(&mut self, bytes: u64) -> io::Result<()> {
+        locked(self.part.laid_down).hole(bytes);
         self.sink.hole(bytes)
     }
 
     fn end(&mut self) -> io::Result<()> {
+        locked(self.part.laid_down).end();
         self.sink.end()
     }
 }
