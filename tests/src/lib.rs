@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api;
+pub mod clusters;
 mod events;
 
 use std::collections::BTreeMap;
@@ -198,10 +199,12 @@ impl Fleet {
         &found.unwrap_or_else(|| panic!("{service} was not started")).1
     }
 
-    /// SIGKILL for every process of a service.
+    /// SIGKILL for every process of a service that has not ended.
     pub fn kill(&mut self, service: &str) -> Result<()> {
         for (_, process) in self.running.iter().filter(|(name, _)| name == service) {
-            process.kill()?;
+            if process.is_running() {
+                process.kill()?;
+            }
         }
         Ok(())
     }
@@ -260,6 +263,22 @@ impl Fleet {
             stdout: text(&output.stdout),
             stderr: text(&output.stderr),
         })
+    }
+
+    /// Refills the catalog from the vault by the command line; its exit code, and the JSON that it printed.
+    pub fn rebuild_catalog(&self, args: &[&str]) -> Result<(i32, serde_json::Value)> {
+        let output = std::process::Command::new(bin("strongroom")?)
+            .args(["catalog", "rebuild", "--json"])
+            .args(args)
+            .env_clear()
+            .env("CATALOG_URL", self.catalog.url("strongroom"))
+            .env("STRONGROOM_VAULT_URL", format!("file://{}", self.vault_dir().display()))
+            .output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let printed = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{}{}", text(&output.stdout), text(&output.stderr)))?;
+        let code = output.status.code().context("the command line was killed")?;
+        Ok((code, printed))
     }
 
     /// A subscriber to facts.

@@ -1,32 +1,12 @@
 //! Losing the catalog loses nothing that the vault holds.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::process::Command;
-
 use serde_json::{Value, json};
-use strongroom_testkit::bin;
 use strongroom_tests::{COORDINATOR, Fleet, RESTORER, SNAPSHOTTER, VERIFIER, command_target};
 
 fn told(fleet: &Fleet, args: &[&str]) -> Value {
     let told = fleet.strongroom(args).unwrap();
     serde_json::from_str(&told.stdout).unwrap_or_else(|_| panic!("{told:?}"))
-}
-
-fn rebuild(fleet: &Fleet) -> (i32, Value) {
-    let output = Command::new(bin("strongroom").unwrap())
-        .args(["catalog", "rebuild", "--json"])
-        .env_clear()
-        .env("CATALOG_URL", fleet.catalog.url("strongroom"))
-        .env(
-            "STRONGROOM_VAULT_URL",
-            format!("file://{}", fleet.vault_dir().display()),
-        )
-        .output()
-        .unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let json = serde_json::from_str(&stdout);
-    let json = json.unwrap_or_else(|_| panic!("{stdout}{}", String::from_utf8_lossy(&output.stderr)));
-    (output.status.code().unwrap(), json)
 }
 
 /// What a client is shown of the past: backups with their verification status, receipts with the evidence.
@@ -79,14 +59,14 @@ async fn a_catalog_that_was_dropped_is_refilled_from_the_vault_as_it_was() {
         .catalog
         .psql("postgres", "DROP DATABASE strongroom WITH (FORCE)")
         .unwrap();
-    let (code, rebuilt) = rebuild(&fleet);
+    let (code, rebuilt) = fleet.rebuild_catalog(&[]).unwrap();
     assert_eq!(code, 0, "{rebuilt}");
     assert_eq!(rebuilt["backups"], json!({ "added": 3, "known": 0 }));
     assert_eq!(rebuilt["verifications"], json!({ "added": 3, "known": 0 }));
     assert_eq!(rebuilt["restores"], json!({ "added": 1, "known": 0 }));
     // Again, and with everything running.
     fleet.run_all().await.unwrap();
-    let (code, again) = rebuild(&fleet);
+    let (code, again) = fleet.rebuild_catalog(&[]).unwrap();
     assert_eq!(
         (code, &again["backups"]),
         (0, &json!({ "added": 0, "known": 3 })),
@@ -120,7 +100,7 @@ async fn a_catalog_that_was_dropped_is_refilled_from_the_vault_as_it_was() {
             "TRUNCATE backups, receipts, verifications, restores, backup_jobs CASCADE",
         )
         .unwrap();
-    let (code, rebuilt) = rebuild(&fleet);
+    let (code, rebuilt) = fleet.rebuild_catalog(&[]).unwrap();
     assert_eq!(code, 2, "{rebuilt}");
     assert_eq!(rebuilt["left_out"][0]["backup_id"], victim);
     assert_eq!(rebuilt["backups"]["added"], 3, "{rebuilt}");

@@ -33,8 +33,8 @@ impl Catalog {
     }
 
     /// Adds what a vault lists, for a catalog that was lost. The pieces' names tell no time of the server's, so that the
-    /// moments when they were stored stand for it: a range may seem to end some intervals earlier than it does, until its
-    /// stream goes on.
+    /// moments when they were stored stand for it: a range may seem to end some intervals earlier than it does, and one of
+    /// few pieces up to an interval later, until its stream goes on.
     pub async fn add_stored_wal(
         &self,
         vault: VaultId,

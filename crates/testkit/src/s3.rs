@@ -1,7 +1,8 @@
 //! An S3 server: SeaweedFS, with conditional writes, checksums and object lock.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -37,6 +38,19 @@ struct Ports {
     filer_grpc: u16,
     s3: u16,
     s3_grpc: u16,
+}
+
+impl Ports {
+    /// The sockets that the server makes for itself, whose place cannot be chosen; a server that is killed leaves them.
+    fn grpc_sockets(&self) -> [PathBuf; 4] {
+        [
+            ("master", self.master_grpc),
+            ("volume", self.volume_grpc),
+            ("filer", self.filer_grpc),
+            ("s3", self.s3_grpc),
+        ]
+        .map(|(part, port)| format!("/tmp/seaweedfs-{part}-grpc-{port}.sock").into())
+    }
 }
 
 impl S3 {
@@ -117,6 +131,14 @@ impl S3 {
     pub fn kill(&self) -> Result<()> {
         if let Some(mut child) = self.child.lock().unwrap_or_else(PoisonError::into_inner).take() {
             spawn::kill_group(&mut child);
+            for socket in self.ports.grpc_sockets() {
+                match std::fs::remove_file(&socket) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(error).with_context(|| format!("remove {}", socket.display()));
+                    }
+                    _ => {}
+                }
+            }
         }
         Ok(())
     }
@@ -214,5 +236,19 @@ fn http(port: u16, method: &str, path: &str) -> Result<u16> {
     match answer.split(' ').nth(1).and_then(|code| code.parse().ok()) {
         Some(code) => Ok(code),
         None => bail!("{method} {path} was not answered with HTTP"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_dropped_leaves_no_socket() {
+        let server = S3::start().unwrap();
+        let sockets = server.ports.grpc_sockets();
+        assert!(sockets.iter().all(|socket| socket.exists()), "{sockets:?}");
+        drop(server);
+        assert!(!sockets.iter().any(|socket| socket.exists()), "{sockets:?}");
     }
 }

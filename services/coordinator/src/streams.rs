@@ -37,10 +37,11 @@ pub(crate) async fn watch(coordinator: &Coordinator, heard: &mut Heard) -> Resul
             continue;
         }
         let stream = coordinator.catalog.wal_stream(&name).await?;
-        let tended = stream.filter(|stream| stream.view.holder.is_some());
-        let silence = heard.silence(&name, tended.map(|stream| stream.view.updated_at), Instant::now());
+        let is_tended = stream.as_ref().is_some_and(|stream| stream.view.holder.is_some());
+        // A lease that runs out is no news: whoever held it was heard of when it was renewed last.
+        let silence = heard.silence(&name, stream.map(|stream| stream.view.updated_at), Instant::now());
         if silence < SILENCE_MAX {
-            if silence.is_zero() {
+            if silence.is_zero() && is_tended {
                 coordinator.catalog.clear_alert(&name, ALERT).await?;
             }
             continue;
