@@ -8,7 +8,9 @@
 Every round begins with a fresh vault of ours and fresh repositories of the peers; each step is run by everybody before
 the next step begins, and who goes first changes with the round. All encrypt, and compress with zstd at level 3: restic's
 default, `--compression auto`, is zstd's default level. Peers are run as they come otherwise, each with a cache of its
-own. The sources are in the page cache before a round, and everything is written out before a step.
+own. The sources are in the page cache before a round, and everything is written out before a step. `restore` finds the
+page cache as the backups left it; ours writes past it, the peers' repositories are in it. `restore cold` begins with an
+empty one, as a machine does that has just been set up to take over.
 
 Wall time is that of the command, of ours the command line's with --wait. Processor time and peak memory are those of the
 peer's processes; of ours the worker's, and the processor time of the command line. `flush` is how long writing out
@@ -41,13 +43,14 @@ PAGE = 8192
 PEERS = ("restic", "rustic", "borg")
 OURS = "strongroom"
 TITLES = {"a": "small files", "b": "database file", "c": "media"}
-STEPS = {"a": ("first", "unchanged", "changed", "restore"), "c": ("first", "unchanged", "restore")}
+RESTORES = ("restore", "restore cold")
+STEPS = {"a": ("first", "unchanged", "changed", *RESTORES), "c": ("first", "unchanged", *RESTORES)}
 STEPS["b"] = STEPS["a"]
 # Ours divided by the best peer's, at most.
 WALL_BARS = {
-    "a": {"first": 1 / 4, "unchanged": 1 / 3, "changed": 1 / 2, "restore": 1 / 3},
-    "b": {"first": 1 / 2, "unchanged": 1 / 3, "changed": 1 / 2, "restore": 1 / 3},
-    "c": {"first": 1 / 2, "unchanged": 1 / 3, "restore": 1 / 3},
+    "a": {"first": 1 / 4, "unchanged": 1 / 3, "changed": 1 / 2, "restore": 1 / 3, "restore cold": 1 / 3},
+    "b": {"first": 1 / 2, "unchanged": 1 / 3, "changed": 1 / 2, "restore": 1 / 3, "restore cold": 1 / 3},
+    "c": {"first": 1 / 2, "unchanged": 1 / 3, "restore": 1 / 3, "restore cold": 1 / 3},
 }
 SIZE_BAR = 0.95
 MEMORY_BAR = 256.0
@@ -415,12 +418,12 @@ class Bench:
                 if step == "changed":
                     source.change(number)
                 wanted = os.path.join(self.folder, "wanted")
-                if step == "restore":
+                if step == RESTORES[0]:
                     list_tree(source.path, wanted)
                 for tool in running[:]:
                     try:
-                        if step == "restore":
-                            self.restore(scenario, tool, wanted)
+                        if step in RESTORES:
+                            self.restore(scenario, step, tool, wanted)
                         else:
                             self.step(scenario, step, tool, lambda: tool.backup(step))
                     except Failed as failed:
@@ -431,11 +434,13 @@ class Bench:
             for tool in running:
                 tool.stop()
 
-    def restore(self, scenario: str, tool: Peer | Strongroom, wanted: str) -> None:
+    def restore(self, scenario: str, step: str, tool: Peer | Strongroom, wanted: str) -> None:
         destination = os.path.join(self.folder, "restored")
         os.mkdir(destination)
         try:
-            self.step(scenario, "restore", tool, lambda: tool.restore(destination))
+            if step == "restore cold":
+                forget_page_cache()
+            self.step(scenario, step, tool, lambda: tool.restore(destination))
             list_tree(destination, wanted + ".restored")
             if difference := first_difference(wanted, wanted + ".restored"):
                 self.fail(f"({scenario}) {tool.name} restored something else: {difference}")
@@ -486,21 +491,31 @@ class Bench:
             if tool != OURS:
                 continue
             others = {name: middle[scenario, step, name] for name in PEERS if (scenario, step, name) in middle}
-            label = f"{scenario:6} {step:11}"
+            label = f"{scenario:6} {step:12}"
             if others:
                 print(ratio(f"{label} wall", taken, others, "wall", WALL_BARS[scenario][step]))
-                if step != "restore":
+                if step not in RESTORES:
                     print(ratio(f"{label} stored", taken, others, "size", SIZE_BAR))
             verdict = "PASS" if taken["memory"] <= MEMORY_BAR else "FAIL"
             print(f"{label + ' peak':26} {taken['memory']:8.0f} MiB {'':28} {MEMORY_BAR:4.0f} MiB  {verdict}")
 
 
-HEAD = f"{'':6} {'':11} {'':10} {'wall':>10} {'cpu':>10} {'peak':>10} {'stored':>13} {'flush':>9}"
+def forget_page_cache() -> None:
+    """What a machine knows that was just set up: nothing."""
+    os.sync()
+    try:
+        with open("/proc/sys/vm/drop_caches", "w") as f:
+            f.write("3")
+    except OSError as error:
+        raise Failed(f"the page cache cannot be emptied, which only root may: {error}") from error
+
+
+HEAD = f"{'':6} {'':12} {'':10} {'wall':>10} {'cpu':>10} {'peak':>10} {'stored':>13} {'flush':>9}"
 
 
 def row(scenario: str, step: str, tool: str, taken: dict) -> str:
     return (
-        f"{scenario:6} {step:11} {tool:10} {taken['wall']:8.2f} s {taken['cpu']:8.2f} s {taken['memory']:6.0f} MiB"
+        f"{scenario:6} {step:12} {tool:10} {taken['wall']:8.2f} s {taken['cpu']:8.2f} s {taken['memory']:6.0f} MiB"
         f" {taken['size'] / MIB:9.1f} MiB {taken['flush']:7.2f} s"
     )
 
