@@ -186,7 +186,7 @@ pub(crate) struct RestoreArgs {
     /// Files: remove what the backup does not have
     #[arg(long, requires = "in_place", conflicts_with = "include")]
     pub(crate) delete: bool,
-    /// Files: change nothing, and show what would be changed
+    /// Files and databases: change nothing, and show what would be changed, path by path or table by table
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Clusters: the moment to recover to; BACKUP may then be a target's name, and the right base backup is chosen. A
@@ -203,7 +203,8 @@ pub(crate) struct RestoreArgs {
     /// Clusters: only this table, as database.schema.table, into a file at the destination; may be given several times
     #[arg(long = "table", value_name = "TABLE")]
     pub(crate) tables: Vec<String>,
-    /// Say what the restore would do, and do nothing
+    /// Say what the restore would do, and do nothing: the plan; for files at a destination the sums and the largest
+    /// changes; for a database every table's rows and bytes now (without --destination, in the target's own) and then
     #[arg(long, conflicts_with_all = ["dry_run", "wait"])]
     pub(crate) preview: bool,
     /// Wait until the restore has ended, and show how far it is

@@ -99,7 +99,7 @@ pub struct CreateRestore {
     pub targets: Vec<String>,
     /// Where to: `postgres://…` for a database, a path for files. Required, because a restore never guesses, but for
     /// a restore in place: that goes where the restorer's configuration says the target is, or where the backup of a
-    /// scenario says it was.
+    /// scenario says it was. A dry run of a database without it looks into the target's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
     /// Whether to run a verification first and restore only when it passes.
@@ -121,7 +121,7 @@ pub struct CreateRestore {
     /// Files: whether a restore in place removes what the backup does not have.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub delete: bool,
-    /// Files: whether nothing is changed and `GET /api/v1/jobs/{id}/changes` says what would be.
+    /// Files and databases: whether nothing is changed and `GET /api/v1/jobs/{id}/changes` says what would be.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
     /// Clusters: the moment to recover to, as a time with its zone, a place in WAL (`0/16B3740`), `xid:NUMBER`,

@@ -282,7 +282,7 @@ fn openapi() -> Value {
         operation(
             "get",
             "/api/v1/jobs/{id}/changes",
-            "What a restore of files changed, or, as a dry run, would change.",
+            "What a restore of files changed, or what a dry run of one, or of a database's, would change.",
             None,
             "200",
             schema(subschema::<RestoreChanges>),

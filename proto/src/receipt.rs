@@ -350,13 +350,14 @@ impl RestoreReceipt {
             path: skipped.name.clone(),
             path_hex: None,
             reason: Some(skipped.reason.clone()),
+            bytes: None,
         });
         self.changes.map(|counts| RestoreChanges {
             dry_run: false,
             destination: self.destination.clone(),
             counts,
             changes: skipped.collect(),
-            more: 0,
+            ..RestoreChanges::default()
         })
     }
 }

@@ -5,6 +5,8 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::database_changes::DatabaseChanges;
+
 /// What of a backup is restored. Both empty means everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -93,9 +95,29 @@ pub struct PathChange {
     /// Why it is skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Of a dry run: bytes of content that would be written there, or that what is deleted holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
-/// `GET /api/v1/jobs/{id}/changes`: what a restore of files did at its destination, or, as a dry run, would do.
+/// How much content a dry run found, in bytes. What is deleted is measured as it lies there, the rest as in the backup.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChangeBytes {
+    /// Of what would be made.
+    pub created: u64,
+    /// Of what would give way to it.
+    pub replaced: u64,
+    /// Of what would keep its content and get other metadata.
+    pub metadata: u64,
+    /// Of what would be removed.
+    pub deleted: u64,
+    /// Of what would stay as it is; absent where only a part is restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unchanged: Option<u64>,
+}
+
+/// `GET /api/v1/jobs/{id}/changes`: what a restore of files did at its destination, or, as a dry run, what a restore of
+/// files or of a database would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RestoreChanges {
     /// Whether nothing was done.
@@ -108,6 +130,15 @@ pub struct RestoreChanges {
     pub changes: Vec<PathChange>,
     /// How many more of them there are.
     pub more: u64,
+    /// Of a dry run: what is there and is as it was in the backup, directories not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unchanged: Option<u64>,
+    /// Of a dry run: how much content each kind of change is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<ChangeBytes>,
+    /// What would change in a database; the counts of paths are zero then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseChanges>,
 }
 
 impl RestoreChanges {
@@ -206,6 +237,7 @@ mod tests {
             path: "a".to_owned(),
             path_hex: None,
             reason: None,
+            bytes: None,
         }
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod annotate;
 pub(crate) mod backup;
 pub(crate) mod catalog;
+mod changes;
 mod check;
 mod config;
 pub(crate) mod diff;

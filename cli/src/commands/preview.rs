@@ -1,27 +1,90 @@
 //! `strongroom restore --preview`: what a restore would do, before anything is touched.
 
-use strongroom_proto::api::CreateRestore;
+use serde_json::{Map, Value};
+use strongroom_proto::TargetKind;
+use strongroom_proto::api::{CreateRestore, JobView, RestoreCreated};
 use strongroom_proto::receipt::Method;
+use strongroom_proto::restore::RestoreChanges;
 use strongroom_proto::timeline::{RestorePreview, WalPreview};
 
 use super::timeline::{end, moment, timelines};
-use super::{Outcome, print_json};
-use crate::client::Client;
+use super::{Outcome, changes, end_of_job, outcome_of, print_json};
+use crate::client::{Answer, Client};
 use crate::render;
+use crate::wait::{Waited, wait_for};
 
 pub(super) enum Form {
     Text,
     Json,
 }
 
-pub(super) async fn run(client: &Client, request: &CreateRestore, form: Form) -> anyhow::Result<Outcome> {
+pub(super) async fn run(client: &Client, request: CreateRestore, form: Form) -> anyhow::Result<Outcome> {
     let path = ["api", "v1", "restore", "preview"];
-    let answer = client.post::<RestorePreview>(&path, Some(request)).await?;
-    match form {
-        Form::Json => print_json(&answer)?,
-        Form::Text => render::print(&text(&answer.value))?,
+    let plan = client.post::<RestorePreview>(&path, Some(&request)).await?;
+    let is_text = matches!(form, Form::Text);
+    if is_text {
+        render::print(&text(&plan.value))?;
     }
-    Ok(Outcome::Done)
+    let Some(trial) = trial(request, &plan.value) else {
+        match form {
+            Form::Text => render::print("nothing was touched")?,
+            Form::Json => print_json(&plan)?,
+        }
+        return Ok(Outcome::Done);
+    };
+    let created = client
+        .post::<RestoreCreated>(&["api", "v1", "restore", "create"], Some(&trial))
+        .await?;
+    let Waited::Ended(jobs) = wait_for(client, &[created.value.restore_id]).await? else {
+        return Ok(Outcome::Interrupted);
+    };
+    let mut outcome = Outcome::Done;
+    for job in &jobs {
+        outcome = outcome.max(outcome_of(&job.value));
+        let changes = changes::of(client, &job.value).await?;
+        match (&changes, is_text) {
+            (Some(changes), true) => render::print(&changes::summary(&changes.value))?,
+            (None, true) => render::print(&format!("what would change is not known: {}", end_of_job(&job.value)))?,
+            (_, false) => render::print(&document(&plan.json, changes.as_ref(), &job.value)?)?,
+        }
+    }
+    if is_text {
+        render::print("nothing was touched")?;
+    }
+    Ok(outcome)
+}
+
+/// The dry run that tells what would change; `None` where there is none: a whole cluster goes into an empty folder, and
+/// files change something only at a place that is named.
+fn trial(mut request: CreateRestore, plan: &RestorePreview) -> Option<CreateRestore> {
+    let has_place = request.destination.is_some() || request.in_place;
+    let is_told = match plan.target_kind {
+        TargetKind::Postgres => plan.method == Some(Method::LogicalDump),
+        TargetKind::Files | TargetKind::Command => has_place,
+        TargetKind::Bucket | TargetKind::Config => false,
+    };
+    // The very backup that the plan is about, whatever has been completed since.
+    request.backup_id = Some(plan.backup_id.clone());
+    (request.backup_job_id, request.restore_point_id) = (None, None);
+    request.dry_run = true;
+    request.verify_before_restore = false;
+    is_told.then_some(request)
+}
+
+/// The plan as the API sent it, with what would change, or why that is not known.
+fn document(plan: &str, changes: Option<&Answer<RestoreChanges>>, job: &JobView) -> anyhow::Result<String> {
+    let mut document: Map<String, Value> = serde_json::from_str(plan)?;
+    match changes {
+        Some(changes) => document.insert("changes".to_owned(), serde_json::from_str(&changes.json)?),
+        None => {
+            let reason = job
+                .error
+                .clone()
+                .unwrap_or_else(|| format!("the dry run is {}", job.status));
+            document.insert("changes_error".to_owned(), Value::String(reason))
+        }
+    };
+    Ok(serde_json::to_string(&document)?)
 }
 
 fn text(preview: &RestorePreview) -> String {
@@ -59,7 +122,6 @@ fn text(preview: &RestorePreview) -> String {
     for note in &preview.notes {
         text.push_str(&format!("{}\n", render::safe(note)));
     }
-    text.push_str("nothing was touched\n");
     text
 }
 

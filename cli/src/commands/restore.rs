@@ -1,14 +1,13 @@
 //! `strongroom restore`
 
 use anyhow::{Context as _, bail};
-use strongroom_proto::api::{CreateRestore, JobView, RestoreCreated, without_password};
-use strongroom_proto::restore::RestoreChanges;
-use strongroom_proto::{BackupId, JobId, JobStatus, TargetKind, TargetName};
+use strongroom_proto::api::{CreateRestore, RestoreCreated, without_password};
+use strongroom_proto::{BackupId, JobId, TargetName};
 
 use super::named::{Named, Newest, find};
-use super::{Outcome, end_of_job, outcome_of, preview, print_json};
+use super::{Outcome, changes, end_of_job, outcome_of, preview, print_json};
 use crate::args::RestoreArgs;
-use crate::client::{Answer, Client, ClientError};
+use crate::client::Client;
 use crate::render;
 use crate::wait::{Waited, wait_for};
 
@@ -56,7 +55,7 @@ pub(crate) async fn run(client: &Client, args: RestoreArgs) -> anyhow::Result<Ou
         } else {
             preview::Form::Text
         };
-        return preview::run(client, &request, form).await;
+        return preview::run(client, request, form).await;
     }
     let created = client
         .post::<RestoreCreated>(&["api", "v1", "restore", "create"], Some(&request))
@@ -77,67 +76,18 @@ pub(crate) async fn run(client: &Client, args: RestoreArgs) -> anyhow::Result<Ou
     let mut outcome = Outcome::Done;
     for job in &jobs {
         outcome = outcome.max(outcome_of(&job.value));
-        let changes = changes(client, &job.value).await?;
+        let changes = changes::of(client, &job.value).await?;
         match changes {
             Some(changes) if args.json && args.dry_run => print_json(&changes)?,
             _ if args.json => print_json(job)?,
             Some(changes) => {
                 render::print(&end_of_job(&job.value))?;
-                render::print(&changes_text(&changes.value))?;
+                render::print(&changes::listing(&changes.value))?;
             }
             None => render::print(&end_of_job(&job.value))?,
         }
     }
     Ok(outcome)
-}
-
-/// What a restore of files changed, or would change.
-async fn changes(client: &Client, job: &JobView) -> Result<Option<Answer<RestoreChanges>>, ClientError> {
-    let is_tree = matches!(job.target, TargetKind::Files | TargetKind::Command);
-    if !is_tree || job.status != JobStatus::Completed {
-        return Ok(None);
-    }
-    client
-        .get(&["api", "v1", "jobs", &job.id.to_string(), "changes"])
-        .await
-        .map(Some)
-}
-
-fn changes_text(changes: &RestoreChanges) -> String {
-    let mut text = String::new();
-    for change in &changes.changes {
-        let reason = change
-            .reason
-            .as_deref()
-            .map(|reason| format!(": {}", render::safe(reason)));
-        text.push_str(&format!(
-            "{:8}  {}{}\n",
-            change.change.as_str(),
-            render::safe(&change.path),
-            reason.unwrap_or_default()
-        ));
-    }
-    if changes.more > 0 {
-        text.push_str(&format!("… and {} more\n", changes.more));
-    }
-    let counts = &changes.counts;
-    let counts = [
-        (counts.created, "created"),
-        (counts.replaced, "replaced"),
-        (counts.metadata, "with other metadata"),
-        (counts.deleted, "deleted"),
-        (counts.skipped, "skipped"),
-    ];
-    let counts = counts.map(|(count, what)| format!("{count} {what}")).join(", ");
-    let (would, place) = (
-        if changes.dry_run { "would be " } else { "" },
-        render::safe(&changes.destination),
-    );
-    text.push_str(&format!("{place}: {would}{counts}\n"));
-    if changes.dry_run {
-        text.push_str("nothing was changed\n");
-    }
-    text
 }
 
 /// A value, or the content of the file that `@FILE` names.
@@ -226,21 +176,6 @@ mod tests {
         let text = created_text(&created, Some("postgres://u:s3cret@h/db"));
         assert!(!text.contains("s3cret") && text.contains("postgres://u@h/db"), "{text}");
         assert!(text.contains("NOT verified; never"), "{text}");
-    }
-
-    #[test]
-    fn a_dry_run_shows_each_change_and_nothing_that_a_terminal_would_obey() {
-        let changes: RestoreChanges = serde_json::from_value(serde_json::json!({
-            "dry_run": true, "destination": "/srv/x", "more": 7,
-            "counts": {"created": 8, "replaced": 0, "metadata": 1, "deleted": 2, "skipped": 1},
-            "changes": [{"change": "create", "path": "a\n\u{1b}[2J"}, {"change": "skip", "path": "s", "reason": "a socket"}]
-        }))
-        .unwrap();
-        assert_eq!(
-            changes_text(&changes),
-            "create    a\\n\\u{1b}[2J\nskip      s: a socket\n… and 7 more\n\
-             /srv/x: would be 8 created, 0 replaced, 1 with other metadata, 2 deleted, 1 skipped\nnothing was changed\n"
-        );
     }
 
     #[test]

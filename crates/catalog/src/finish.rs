@@ -306,7 +306,8 @@ impl Catalog {
         Ok(Finish::Accepted)
     }
 
-    /// Gives the job up: a dead letter, an event and an alert say why.
+    /// Gives the job up: a dead letter, an event and an alert say why. Of a dry run only the job itself says so: nothing
+    /// was to be restored.
     pub async fn fail(&self, id: JobId, attempt: Attempt, error: &str) -> Result<Finish, CatalogError> {
         self.give_up(id, attempt, Holder::Worker, error).await
     }
@@ -330,6 +331,11 @@ impl Catalog {
         .map_err(failed)?;
         let Some(row) = row else { return Ok(Finish::Stale) };
         let ended = ended(&row)?;
+        if ended.kind == JobKind::Restore && end_restore(&mut tx, id, &ended, None, Some(error)).await? == Trial::Yes {
+            notify_jobs(&mut tx).await?;
+            tx.commit().await.map_err(failed)?;
+            return Ok(Finish::Accepted);
+        }
         sqlx::query(
             "INSERT INTO dead_letters (subject, reference, reason, payload) VALUES ($1, $2, $3, $4)
              ON CONFLICT (subject, reference) DO NOTHING",
@@ -344,19 +350,16 @@ impl Catalog {
         let targets = vec![ended.target.clone()];
         let facts = match ended.kind {
             JobKind::Verify => verification_failed(id, &ended, error),
-            JobKind::Restore => {
-                end_restore(&mut tx, id, &ended, None, Some(error)).await?;
-                vec![(
-                    "failed",
-                    Fact::RestoreFailed(RestoreFailed {
-                        restore_id: id,
-                        targets,
-                        success: false,
-                        backup_id: ended.backup_id.clone(),
-                        error: error.to_owned(),
-                    }),
-                )]
-            }
+            JobKind::Restore => vec![(
+                "failed",
+                Fact::RestoreFailed(RestoreFailed {
+                    restore_id: id,
+                    targets,
+                    success: false,
+                    backup_id: ended.backup_id.clone(),
+                    error: error.to_owned(),
+                }),
+            )],
             JobKind::Backup => vec![
                 (
                     "failed",
@@ -483,6 +486,13 @@ pub(crate) fn changes_column(changes: &RestoreChanges) -> Result<serde_json::Val
     serde_json::to_value(changes).map_err(|e| CatalogError::decode("backup_jobs.changes", e))
 }
 
+/// Whether a restore was to change nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trial {
+    Yes,
+    No,
+}
+
 /// Closes the row of a restore, and writes down in the audit log what it did.
 pub(crate) async fn end_restore(
     connection: &mut PgConnection,
@@ -490,7 +500,7 @@ pub(crate) async fn end_restore(
     ended: &Ended,
     destination: Option<&str>,
     error: Option<&str>,
-) -> Result<(), CatalogError> {
+) -> Result<Trial, CatalogError> {
     let failed = |e| CatalogError::new("end a restore", e);
     let row = sqlx::query(
         "UPDATE restores SET started_at = $2, completed_at = $3, success = $4, error = $5,
@@ -523,7 +533,8 @@ pub(crate) async fn end_restore(
             "error": error,
         }),
     };
-    audit::write(connection, &entry).await
+    audit::write(connection, &entry).await?;
+    Ok(if dry_run { Trial::Yes } else { Trial::No })
 }
 
 fn verification_failed(id: JobId, ended: &Ended, error: &str) -> Vec<(&'static str, Fact)> {

@@ -323,6 +323,7 @@ impl Catalog {
         sqlx::query_scalar(
             "SELECT extract(epoch FROM completed_at - started_at)::float8 FROM backup_jobs
              WHERE kind = $1::job_kind AND target_identifier = $2 AND status = 'completed' AND started_at IS NOT NULL
+               AND params->'dry_run' IS DISTINCT FROM 'true'
              ORDER BY completed_at DESC LIMIT 9",
         )
         .bind(kind.as_str())

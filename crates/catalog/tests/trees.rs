@@ -106,6 +106,7 @@ async fn a_dry_run_ends_with_what_it_would_change_and_without_evidence_of_a_rest
         path: "a\n\u{fffd}".to_owned(),
         path_hex: Some("610aff".to_owned()),
         reason: None,
+        bytes: Some(7),
     });
     let stale = catalog.finish_dry_run(id, Attempt::new(2), &changes).await.unwrap();
     assert_eq!(stale, Finish::Stale);
@@ -121,6 +122,45 @@ async fn a_dry_run_ends_with_what_it_would_change_and_without_evidence_of_a_rest
         server.psql("catalog", noted).unwrap().trim(),
         "try restore /srv/docs true"
     );
+}
+
+#[tokio::test]
+async fn a_dry_run_that_fails_is_no_failed_restore_and_none_says_how_long_restores_take() {
+    let server = Postgres::start().unwrap();
+    let catalog = catalog(&server).await;
+    let trial = JobRequest {
+        kind: JobKind::Restore,
+        params: json!({ "destination": "postgres://h/d", "dry_run": true }),
+        ..request("shop")
+    };
+    let id = claimed(&catalog, &trial).await;
+    let ended = catalog.fail(id, Attempt::FIRST, "no such host").await.unwrap();
+    assert_eq!(ended, Finish::Accepted);
+    let job = catalog.job(id).await.unwrap().unwrap();
+    assert_eq!(
+        (job.status, job.error.as_deref()),
+        (JobStatus::Failed, Some("no such host"))
+    );
+    let count = |query: &str| server.psql("catalog", query).unwrap().trim().to_owned();
+    assert_eq!(count("SELECT count(*) FROM dead_letters"), "0");
+    assert_eq!(count("SELECT count(*) FROM outbox WHERE subject LIKE 'restore.%'"), "0");
+    assert_eq!(count("SELECT success FROM restores"), "f");
+
+    let id = claimed(
+        &catalog,
+        &JobRequest {
+            id: JobId::fresh(),
+            ..trial
+        },
+    )
+    .await;
+    catalog
+        .finish_dry_run(id, Attempt::FIRST, &RestoreChanges::default())
+        .await
+        .unwrap();
+    let target = "shop".parse().unwrap();
+    let past = catalog.past_durations_seconds(JobKind::Restore, &target).await.unwrap();
+    assert_eq!(past, Vec::<f64>::new());
 }
 
 #[tokio::test]

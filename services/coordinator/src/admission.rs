@@ -391,8 +391,15 @@ impl Coordinator {
             restores::check(ask, restoring.form())?;
         }
         let estimate = self.estimate(JobKind::Restore, &restoring.backup.target).await?;
-        let source = self.catalog.source_facts(&restoring.backup.backup_id).await?;
-        Ok(restores::preview(ask, restoring, source, estimate))
+        let backup_id = &restoring.backup.backup_id;
+        let source = self.catalog.source_facts(backup_id).await?;
+        let drilled = match &restoring.recovering {
+            Some(_) => Some(self.drilled(backup_id).await?),
+            None => None,
+        };
+        let mut preview = restores::preview(ask, restoring, source, estimate);
+        preview.notes.extend(drilled);
+        Ok(preview)
     }
 }
 

@@ -4,9 +4,10 @@ use chrono::{DateTime, Utc};
 use strongroom_catalog::{CatalogError, ClusterBackup, WalStream};
 use strongroom_policy::recovery::{self, Base, Cluster, Plan, Proof, Refused, Survey};
 use strongroom_proto::api::CreateRestore;
+use strongroom_proto::receipt::VerificationReceipt;
 use strongroom_proto::timeline::{Annotation, AnnotationKind, Moment, TargetTimeline, TimelineBase, WalPreview};
 use strongroom_proto::wal::{Recovery, RecoveryTarget, SystemIdentifier};
-use strongroom_proto::{TargetName, VaultId};
+use strongroom_proto::{BackupId, TargetName, VaultId};
 
 use crate::Coordinator;
 use crate::admission::Refusal;
@@ -15,6 +16,10 @@ use crate::admission::Refusal;
 const ANNOTATIONS_SHOWN: u32 = 1000;
 /// The longest annotation.
 const ANNOTATION_CHARACTERS: usize = 2000;
+/// The check of a verification that says how many rows were found.
+const ROWS_CHECK: &str = "row counts";
+/// The check of a cluster's drill that says what was found in its databases.
+const DATABASES_CHECK: &str = "databases";
 
 /// What the catalog knows of the clusters that a target was and is.
 pub(crate) struct Known {
@@ -138,6 +143,17 @@ impl Coordinator {
         )))
     }
 
+    /// What is known of the rows of a base backup: what its newest drill that passed counted, if it counted any.
+    pub(crate) async fn drilled(&self, backup_id: &BackupId) -> Result<String, Refusal> {
+        let view = self.catalog.receipt(backup_id).await?;
+        let receipts = view.map(|view| view.verifications).unwrap_or_default();
+        Ok(drilled(
+            receipts
+                .into_iter()
+                .filter_map(|receipt| serde_json::from_value(receipt).ok()),
+        ))
+    }
+
     /// The moment that a request names, planned for: from the named base backup, or from the one that suits best.
     pub(crate) async fn recover(
         &self,
@@ -176,6 +192,20 @@ impl Coordinator {
             }
             (Err(refused), _) => Err(refused.into()),
         }
+    }
+}
+
+/// What a person is told of the newest drill that passed.
+fn drilled(mut receipts: impl Iterator<Item = VerificationReceipt>) -> String {
+    let Some(receipt) = receipts.find(|receipt| receipt.integrity.validated) else {
+        return "no drill of it has passed: how many rows its tables hold is not known".to_owned();
+    };
+    let found = |name: &str| receipt.checks.iter().find(|check| check.name == name);
+    let at = receipt.completed_at.format("%Y-%m-%d %H:%M:%SZ");
+    match (found(ROWS_CHECK), found(DATABASES_CHECK)) {
+        (Some(rows), _) => format!("as of its drill at {at}: {}", rows.detail),
+        (None, Some(databases)) => format!("as of its drill at {at}, which counts no rows: {}", databases.detail),
+        (None, None) => format!("its drill at {at} counted no rows: how many its tables hold is not known"),
     }
 }
 
@@ -226,5 +256,45 @@ fn timeline_base(backup: &ClusterBackup, usable: bool) -> TimelineBase {
         verified: backup.verified,
         verification_error: backup.verification_error.clone(),
         usable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn receipt(validated: bool, checks: &[(&str, &str)]) -> VerificationReceipt {
+        let checks: Vec<_> = checks
+            .iter()
+            .map(|(name, detail)| json!({ "name": name, "outcome": "passed", "detail": detail }))
+            .collect();
+        serde_json::from_value(json!({
+            "schema": strongroom_proto::receipt::VERIFICATION_RECEIPT_SCHEMA,
+            "job_id": "01890000-0000-7000-8000-000000000001", "attempt": 1,
+            "backup_id": "bkp-20261121-090000Z-000000000001", "backup_receipt_sha256": "0".repeat(64), "target": "shop",
+            "started_at": "2026-11-21T09:00:00Z", "completed_at": "2026-11-21T09:05:00Z",
+            "integrity": { "validated": validated, "validation_method": null, "validated_at": null },
+            "checks": checks, "operator": { "initiated_by": "automation", "principal": "verifier" },
+            "software": "test", "notes": ""
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_drill_tells_its_rows_where_it_counted_them_and_says_so_where_it_did_not() {
+        let databases = ("databases", "2 databases answer, with 800 relations");
+        let rows = ("row counts", "expected 7 rows in 1 tables, found 7");
+        let told = |receipts: Vec<VerificationReceipt>| drilled(receipts.into_iter());
+        let counted = told(vec![receipt(false, &[]), receipt(true, &[databases, rows])]);
+        assert_eq!(
+            counted,
+            "as of its drill at 2026-11-21 09:05:00Z: expected 7 rows in 1 tables, found 7"
+        );
+        let uncounted = told(vec![receipt(true, &[databases])]);
+        assert!(uncounted.contains("counts no rows: 2 databases answer"), "{uncounted}");
+        assert!(told(vec![receipt(true, &[])]).contains("counted no rows"));
+        assert!(told(vec![receipt(false, &[rows])]).contains("no drill of it has passed"));
     }
 }

@@ -46,7 +46,6 @@ pub(crate) fn check(ask: &CreateRestore, form: Form) -> Result<Option<String>, R
         ("include", !ask.include.is_empty()),
         ("in_place", ask.in_place),
         ("delete", ask.delete),
-        ("dry_run", ask.dry_run),
     ];
     let of_clusters = [
         ("to", ask.to.is_some()),
@@ -66,6 +65,12 @@ pub(crate) fn check(ask: &CreateRestore, form: Form) -> Result<Option<String>, R
             "{name} is for backups of files, this one is of {}: leave it out",
             form.noun()
         )));
+    }
+    if ask.dry_run && form == Form::Cluster {
+        return refused(
+            "dry_run is for backups of files and of databases, this one is of a whole cluster, which goes into an empty \
+             folder: the preview (POST /api/v1/restore/preview, --preview) says what would be done",
+        );
     }
     if let Some(name) = misplaced(&of_clusters).filter(|_| form != Form::Cluster) {
         return Err(Refusal::Invalid(format!(
@@ -116,6 +121,8 @@ pub(crate) fn check(ask: &CreateRestore, form: Form) -> Result<Option<String>, R
             Ok(Some(destination.to_owned()))
         }
         None if ask.in_place && form == Form::Tree(TargetKind::Files) => Ok(None),
+        // What would change is asked of the target's own database, which only the restorer's configuration knows.
+        None if ask.dry_run && form == Form::Database => Ok(None),
         None => {
             refused("no destination is given: name the database (postgres://host/db) or the folder to restore into")
         }
@@ -193,9 +200,12 @@ pub(crate) fn preview(
         .unwrap_or_default();
     let plan = recovering.as_ref().and_then(|recovering| recovering.plan.as_ref());
     let is_tree = matches!(backup.target_kind, TargetKind::Files | TargetKind::Command);
-    if is_tree {
-        notes
-            .push("a dry run (dry_run, --dry-run) tells what would change at the destination, path by path".to_owned());
+    if is_tree && ask.destination.is_none() && !ask.in_place {
+        notes.push(
+            "what would change is only known of a place: name one (destination, --destination), or ask for a restore \
+             in_place (--in-place)"
+                .to_owned(),
+        );
     }
     if !ask.paths.is_empty() || !ask.include.is_empty() || !ask.tables.is_empty() {
         notes.push("only a part is restored, of which the sizes here say nothing".to_owned());
@@ -294,9 +304,21 @@ mod tests {
         assert!(refusal(files, |ask| ask.destination = None).contains("no destination"));
         assert!(refusal(files, |ask| ask.destination = Some("back".to_owned())).contains("absolute"));
         assert!(refusal(files, |ask| ask.overwrite_reason = Some(" ".to_owned())).contains("is empty"));
-        assert!(refusal(Form::Database, |ask| ask.dry_run = true).contains("dry_run is for backups of files"));
         let command = |ask: &mut CreateRestore| (ask.in_place, ask.destination) = (true, None);
         assert!(refusal(Form::Tree(TargetKind::Command), command).contains("no destination"));
+    }
+
+    #[test]
+    fn a_database_on_trial_is_the_targets_own_unless_another_is_named() {
+        let own = ask(|ask| (ask.dry_run, ask.destination) = (true, None));
+        assert_eq!(check(&own, Form::Database).unwrap(), None);
+        let other = ask(|ask| (ask.dry_run, ask.destination) = (true, Some("postgres://h/d".to_owned())));
+        assert_eq!(
+            check(&other, Form::Database).unwrap().as_deref(),
+            Some("postgres://h/d")
+        );
+        assert!(refusal(Form::Database, |ask| ask.destination = None).contains("no destination"));
+        assert!(refusal(Form::Tree(TargetKind::Command), |ask| *ask = own.clone()).contains("no destination"));
     }
 
     #[test]

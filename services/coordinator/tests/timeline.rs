@@ -253,6 +253,8 @@ async fn a_moment_is_recovered_from_the_right_base_backup_or_refused_with_the_bo
         (&json!("0/1F4"), &json!("0/3E8"), &json!(500))
     );
     assert_eq!(wal["seconds_before_end"], 100);
+    let notes = preview["notes"].to_string();
+    assert!(notes.contains("how many rows its tables hold is not known"), "{notes}");
     let jobs = running
         .postgres
         .psql("catalog", "SELECT count(*) FROM backup_jobs WHERE kind = 'restore'")

@@ -6,17 +6,18 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod cluster;
+mod database;
 mod params;
+mod sizes;
 mod tree;
 
 use std::sync::Arc;
 
 use chrono::Utc;
 use strongroom_catalog::{ClaimedJob, FinishedRestore};
-use strongroom_connectors::Stop;
-use strongroom_connectors::command::OutputAsFile;
 use strongroom_connectors::files;
-use strongroom_connectors::postgres::{self, DrillConfig, PostgresTarget, RestoreOptions};
+use strongroom_connectors::postgres::{self, DrillConfig};
+use strongroom_connectors::{Stop, StreamsAsFiles};
 use strongroom_proto::TargetKind;
 use strongroom_proto::api::without_password;
 use strongroom_proto::manifest::EntrySource;
@@ -64,7 +65,7 @@ struct Restored {
     bytes: u64,
     checks: Vec<Check>,
     notes: String,
-    /// For a tree of files.
+    /// For a tree of files, and for a database on trial.
     changes: Option<RestoreChanges>,
     /// What could not be restored, whole or in part.
     skipped: Vec<Missing>,
@@ -247,9 +248,9 @@ fn restore_into(
     context: &AttemptContext,
 ) -> Result<Restored, RestoreFailed> {
     match kind {
-        TargetKind::Postgres => into_database(source, destination, params.overwrite_reason.is_some(), drill),
+        TargetKind::Postgres => database::restore(source, destination, params, drill),
         TargetKind::Files => tree::restore(source, destination, params, context),
-        TargetKind::Command => tree::restore(&OutputAsFile(source), destination, params, context),
+        TargetKind::Command => tree::restore(&StreamsAsFiles(source), destination, params, context),
         TargetKind::Bucket | TargetKind::Config => Err(RestoreFailed {
             message: format!("backups of kind {kind} cannot be restored by this version: upgrade the restorer"),
             retryable: false,
@@ -265,7 +266,7 @@ fn verify_first(source: &dyn EntrySource, kind: TargetKind, drill: &DrillConfig)
             retryable: error.is_retryable(),
         })?,
         TargetKind::Files | TargetKind::Command => {
-            let output = OutputAsFile(source);
+            let output = StreamsAsFiles(source);
             let source: &dyn EntrySource = if kind == TargetKind::Command { &output } else { source };
             let scratch = std::fs::create_dir_all(&drill.scratch_dir)
                 .and_then(|()| tempfile::Builder::new().prefix("drill-").tempdir_in(&drill.scratch_dir))
@@ -295,37 +296,4 @@ fn passed(checks: Vec<Check>) -> Result<(), RestoreFailed> {
             retryable: false,
         }),
     }
-}
-
-fn into_database(
-    source: &dyn EntrySource,
-    destination: &str,
-    allow_non_empty: bool,
-    drill: &DrillConfig,
-) -> Result<Restored, RestoreFailed> {
-    let url = destination.parse().map_err(|error| RestoreFailed {
-        message: format!("the destination is not a URL: {error}"),
-        retryable: false,
-    })?;
-    let mut target = PostgresTarget::new(url);
-    target.bin_dirs = drill.bin_dirs.clone();
-    let report = postgres::restore(
-        source,
-        &target,
-        &RestoreOptions {
-            allow_non_empty,
-            globals: true,
-        },
-    )
-    .map_err(|error| RestoreFailed {
-        message: one_line(&error),
-        retryable: error.is_retryable(),
-    })?;
-    Ok(Restored {
-        bytes: report.restored_bytes,
-        checks: report.checks,
-        notes: report.notes.join("; "),
-        changes: None,
-        skipped: Vec::new(),
-    })
 }

@@ -2,10 +2,12 @@
 
 use serde::Deserialize;
 use strongroom_catalog::ClaimedJob;
+use strongroom_proto::TargetKind;
 use strongroom_proto::receipt::BackupReceipt;
 use strongroom_proto::restore::Selected;
 use strongroom_proto::wal::Recovery;
 use strongroom_runtime::TargetConfig;
+use strongroom_runtime::entry::one_line;
 
 /// What the request said, beside the destination, which may hold a password and so comes apart.
 #[derive(Debug, Clone, Deserialize)]
@@ -38,8 +40,9 @@ impl Params {
         self.overwrite_reason.is_none() && !self.in_place
     }
 
-    /// Where to: what the request said; in place, where the configuration says that the target lies. A scenario lies
-    /// where the backup found it. Otherwise why that is not known.
+    /// Where to: what the request said; in place, where the configuration says that the target lies; of a database on
+    /// trial, the target's own as the configuration has it, with its password. A scenario lies where the backup found it.
+    /// Otherwise why that is not known.
     pub(crate) fn destination(
         &self,
         job: &ClaimedJob,
@@ -48,6 +51,9 @@ impl Params {
     ) -> Result<String, String> {
         if let Some(said) = &job.secret {
             return Ok(said.clone());
+        }
+        if job.target_kind == TargetKind::Postgres && self.dry_run {
+            return own_database(job, target);
         }
         let configured = target.and_then(|target| Some(target.path?.display().to_string()));
         let recorded = backup.source.path.clone().filter(|_| job.target.is_scenario());
@@ -58,4 +64,20 @@ impl Params {
             )
         })
     }
+}
+
+/// The database that a target is of.
+fn own_database(job: &ClaimedJob, target: Option<TargetConfig>) -> Result<String, String> {
+    let url = match target.map(|target| target.connection_url()) {
+        Some(Ok(url)) => url,
+        Some(Err(error)) => return Err(one_line(&error)),
+        None => None,
+    };
+    url.map(|url| url.expose().to_owned()).ok_or_else(|| {
+        format!(
+            "no destination is given, and how target {0} is reached is not known here: name the database to compare with \
+             (destination, --destination postgres://user@host/database), or configure {0} on the restorer too",
+            job.target
+        )
+    })
 }

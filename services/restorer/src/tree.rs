@@ -6,11 +6,12 @@ use std::path::Path;
 use strongroom_connectors::files::{self, Change, Existing, RestoreOptions, SOCKET_NOT_MADE, Selection};
 use strongroom_proto::manifest::EntrySource;
 use strongroom_proto::receipt::Missing;
-use strongroom_proto::restore::{ChangeKind, PathChange, RestoreChanges};
+use strongroom_proto::restore::{ChangeBytes, ChangeKind, PathChange, RestoreChanges};
 use strongroom_runtime::entry::one_line;
 use strongroom_worker::AttemptContext;
 
 use crate::params::Params;
+use crate::sizes::Sizes;
 use crate::{RestoreFailed, Restored};
 
 /// The receipt names so many things that were skipped.
@@ -43,9 +44,15 @@ pub(crate) fn restore(
         ..RestoreChanges::default()
     };
     let mut skipped = Skipped::default();
+    let sizes = Sizes::new(source, Path::new(destination));
+    let mut bytes = ChangeBytes::default();
+    let source: &dyn EntrySource = if params.dry_run { &sizes } else { source };
     let restored = files::restore(source, Path::new(destination), options, &mut |change, path, reason| {
         context.progress.add_file();
-        let change = path_change(change, path, reason);
+        let mut change = path_change(change, path, reason);
+        if params.dry_run {
+            change.bytes = sizes.measure(change.change, path, &mut bytes);
+        }
         if change.change == ChangeKind::Skip && reason != Some(SOCKET_NOT_MADE) {
             skipped.add(&change);
         }
@@ -55,6 +62,11 @@ pub(crate) fn restore(
         message: one_line(&error),
         retryable: error.is_retryable(),
     })?;
+    if params.dry_run {
+        bytes.unchanged = params.selected.is_everything().then(|| sizes.unchanged(&bytes));
+        changes.unchanged = Some(restored.unchanged);
+        changes.bytes = Some(bytes);
+    }
     Ok(Restored {
         bytes: restored.bytes,
         checks: Vec::new(),
@@ -109,6 +121,7 @@ fn path_change(change: Change, path: &Path, reason: Option<&str>) -> PathChange 
         path: String::from_utf8_lossy(bytes).into_owned(),
         path_hex: (!is_text).then(|| bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
         reason: reason.map(str::to_owned),
+        bytes: None,
     }
 }
 

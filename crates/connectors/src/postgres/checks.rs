@@ -95,6 +95,9 @@ pub struct TableChecks {
     pub rows: u64,
     /// Wrapping sum of XXH3-128 over the rows as COPY text, in hex.
     pub digest: String,
+    /// What it took on the server's disk in bytes, with its indexes, while it was dumped; older backups do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 /// The large objects.

@@ -26,6 +26,8 @@ pub(crate) struct Counted {
     pub(crate) schema: String,
     pub(crate) name: String,
     pub(crate) rows: u64,
+    /// On the server's disk, with its indexes. It is the size of now, not of the snapshot.
+    pub(crate) bytes: Option<u64>,
 }
 
 /// The counts by object id.
@@ -100,18 +102,28 @@ fn count(sql: &mut Sql, tables: &[u32]) -> Result<Counts, SqlError> {
     let rows = sql.rows(&format!(
         "SELECT c.oid, n.nspname, c.relname,
                 (SELECT condition FROM pg_extension, unnest(extconfig, extcondition) AS t(id, condition)
-                 WHERE id = c.oid LIMIT 1)
+                 WHERE id = c.oid LIMIT 1),
+                pg_total_relation_size(c.oid)
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid IN ({})",
         ids.join(",")
     ))?;
     let mut counts = Counts::new();
     for row in rows {
-        let Ok([Some(id), Some(schema), Some(name), condition]) = <[_; 4]>::try_from(row) else {
+        let Ok([Some(id), Some(schema), Some(name), condition, bytes]) = <[_; 5]>::try_from(row) else {
             continue;
         };
         let Ok(id) = id.parse() else { continue };
         let rows = sql.number(&count_statement(&schema, &name, condition.as_deref()))?;
-        counts.insert(id, Counted { schema, name, rows });
+        let bytes = bytes.and_then(|bytes| bytes.parse().ok());
+        counts.insert(
+            id,
+            Counted {
+                schema,
+                name,
+                rows,
+                bytes,
+            },
+        );
     }
     Ok(counts)
 }

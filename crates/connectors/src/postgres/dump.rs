@@ -549,6 +549,7 @@ impl Archives {
                 name: counted.name,
                 rows: table.rows,
                 digest: digest_text(table.digest),
+                bytes: counted.bytes,
             });
         }
         tables.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));

@@ -11,6 +11,7 @@
 pub mod archive;
 mod checks;
 mod cluster;
+mod compare;
 mod counting;
 mod create;
 mod digest;
@@ -36,6 +37,7 @@ pub use checks::{
     CHECKS_SCHEMA, Checks, DatabaseChecks, ExtensionChecks, GrantChecks, LargeObjectChecks, SettingChecks, TableChecks,
 };
 pub use cluster::{Cluster, ClusterError, ClusterOptions, ServerBinaries, StopMode};
+pub use compare::compare;
 pub use drill::{DrillConfig, DrillError, drill};
 pub use dump::{DumpError, DumpReport, dump};
 pub use facts::{ServerFacts, probe};

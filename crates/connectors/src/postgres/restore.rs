@@ -188,7 +188,7 @@ impl RestoreError {
         }
     }
 
-    fn sql(doing: &'static str, object: impl ToString) -> impl FnOnce(SqlError) -> Self {
+    pub(super) fn sql(doing: &'static str, object: impl ToString) -> impl FnOnce(SqlError) -> Self {
         let object = object.to_string();
         move |source| Self::Sql {
             doing,
@@ -293,7 +293,7 @@ pub(crate) fn restore_backup(
 }
 
 /// A session with the destination, or with another database of its server where it does not exist.
-fn connect(endpoint: &Endpoint) -> Result<(Sql, bool), RestoreError> {
+pub(super) fn connect(endpoint: &Endpoint) -> Result<(Sql, bool), RestoreError> {
     match Sql::connect(endpoint) {
         Ok(sql) => return Ok((sql, true)),
         Err(error) if error.code() == Some(NO_SUCH_DATABASE) => {}
@@ -311,7 +311,11 @@ fn connect(endpoint: &Endpoint) -> Result<(Sql, bool), RestoreError> {
 }
 
 /// The oldest pg_restore that reads the archive, new enough for the server where there is one.
-fn choose_tool(destination: &PostgresTarget, tool_major: u32, server_major: u32) -> Result<ToolSet, RestoreError> {
+pub(super) fn choose_tool(
+    destination: &PostgresTarget,
+    tool_major: u32,
+    server_major: u32,
+) -> Result<ToolSet, RestoreError> {
     let installed = tools::installed("pg_restore", &destination.bin_dirs);
     let best = tools::oldest_of_at_least(&installed, tool_major.max(server_major));
     let tool = best.or_else(|| tools::oldest_of_at_least(&installed, tool_major));

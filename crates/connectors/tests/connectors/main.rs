@@ -3,6 +3,7 @@
 
 mod cluster;
 mod command;
+mod compare;
 mod drill;
 mod dump;
 mod files;

@@ -62,6 +62,8 @@ pub(super) async fn changes(State(coordinator): Api, Path(id): Path<String>) -> 
     Err(ApiError::not_found(match job {
         None => format!("there is no job {id}"),
         Some(job) if !job.status.is_final() => format!("job {id} is {}: ask again when it has ended", job.status),
-        Some(_) => format!("job {id} is no restore of files that was completed: it has changed nothing"),
+        Some(_) => {
+            format!("job {id} is no restore of files, and no dry run, that was completed: there is nothing to show")
+        }
     }))
 }
