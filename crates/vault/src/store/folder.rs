@@ -51,22 +51,25 @@ impl Folder {
         let buffers = self.buffers.clone();
         let created = tokio::task::spawn_blocking(move || {
             let (staged, file) = staged_beside(&object)?;
-            let linked = write_large(&buffers, file, &payload).and_then(|()| std::fs::hard_link(&staged, &object));
+            let written = write_large(&buffers, file, &payload);
+            let linked = written.and_then(|()| match std::fs::hard_link(&staged, &object) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Err(error)),
+                linked => linked.map(Ok),
+            });
             // One that stays is no object, and the next of this name gets another number.
             let _ = std::fs::remove_file(&staged);
             linked.map_err(|error| at(&object, &error))
         });
-        match created.await? {
+        match created.await?.map_err(failed)? {
             Ok(()) => Ok(PutResult {
                 e_tag: None,
                 version: None,
                 extensions: Default::default(),
             }),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Error::AlreadyExists {
+            Err(error) => Err(Error::AlreadyExists {
                 path: path.to_string(),
                 source: Box::new(error),
             }),
-            Err(error) => Err(failed(error)),
         }
     }
 
