@@ -333,7 +333,7 @@ impl<'a> Source<'a> {
             let reader = std::thread::Builder::new().name("base-read".to_owned());
             let reader = reader.spawn_scoped(scope, move || read_ahead(session, &sender));
             reader.map_err(|source| Failed::Wire(WireError::Io { source }))?;
-            take_copy(&messages, &mut tree, &mut done, progress)
+            take_copy(messages, &mut tree, &mut done, progress)
         });
         let manifest = manifest.map_err(|failed| match failed {
             Failed::Wire(source) => self.failed(source),
@@ -448,9 +448,10 @@ fn read_ahead(session: &mut Session, messages: &SyncSender<Result<Message, WireE
     }
 }
 
-/// Takes archives apart as they come, and gives back the server's manifest.
+/// Takes archives apart as they come, and gives back the server's manifest. The messages are its own: whoever sends them
+/// is to end when this does, in whatever way.
 fn take_copy(
-    messages: &Receiver<Result<Message, WireError>>,
+    messages: Receiver<Result<Message, WireError>>,
     tree: &mut TreeWriter<'_>,
     done: &mut Progress,
     progress: &mut dyn FnMut(Progress),
