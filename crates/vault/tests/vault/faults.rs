@@ -114,7 +114,8 @@ fn a_full_disk_is_told_apart_from_other_failures() {
     let (fixture, control) = fixture();
     control.arm(0, Fault::Full);
     let mut writer = fixture.writer(&Fixture::id(1), Attempt::FIRST).unwrap();
-    let error = put_all(&mut writer, &[stream("large", noise(1, 90_000_000))]).unwrap_err();
+    // More than the stages hold while the first pack is on its way.
+    let error = put_all(&mut writer, &[stream("large", noise(1, 150_000_000))]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     let cause = WriteError::in_io_error(&error).unwrap();
     assert!(cause.is_storage_full() && !cause.is_retryable());
