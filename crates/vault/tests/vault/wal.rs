@@ -180,6 +180,38 @@ fn segments_of_every_size_come_back() {
 }
 
 #[test]
+fn wal_that_comes_faster_than_it_is_stored_is_compressed_fast_and_the_rest_as_told() {
+    let fixture = Fixture::new();
+    let writer = writer(&fixture).with_zstd_level(19);
+    let segment = u64::from(SEGMENT_BYTES);
+    // The same bytes in three segments; one put alone, then two at once, of which the first is alone when it begins.
+    let pieces: Vec<WalPiece> = (1..4).map(|n| piece(1, n * segment, (n + 1) * segment)).collect();
+    let bytes = Arc::new(wal(&pieces[0]));
+    let put = |piece| writer.put(piece, Arc::clone(&bytes));
+    fixture.runtime.block_on(put(&pieces[0])).unwrap();
+    let both = futures::future::try_join(put(&pieces[1]), put(&pieces[2]));
+    fixture.runtime.block_on(both).unwrap();
+    let folder = fixture.folder.path();
+    let wal_objects = objects(folder).into_iter().filter(|object| object.contains("wal/"));
+    // By name, and so in the order of the pieces.
+    let stored: Vec<u64> = wal_objects
+        .map(|object| folder.join(object).metadata().unwrap().len())
+        .collect();
+    assert_eq!(stored.len(), 3);
+    // The statements differ by a few bytes.
+    assert!(stored[0].abs_diff(stored[1]) < 1_000, "{stored:?}");
+    assert!(stored[2] > stored[0] + 1_000, "{stored:?}");
+    let reader = reader(&fixture);
+    for piece in &pieces {
+        let read = async {
+            let found = reader.segment_pieces(SYSTEM, piece.segment()).await?;
+            reader.read(SYSTEM, &found[0]).await
+        };
+        assert!(fixture.runtime.block_on(read).unwrap().1 == *bytes);
+    }
+}
+
+#[test]
 fn two_contents_of_one_range_are_both_kept() {
     let fixture = Fixture::new();
     let (writer, reader) = (writer(&fixture), reader(&fixture));

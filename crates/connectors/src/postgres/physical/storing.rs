@@ -13,7 +13,8 @@ use super::resume::Place;
 /// The longest piece, in bytes: larger segments are stored in parts.
 const PIECE_BYTES_MAX: u64 = 16 << 20;
 /// Pieces that are stored at a time before their turn; one more where a segment is full. Each of the four takes its WAL,
-/// the frame of it and the sealed object, so that the memory taken is at most 192 MiB, and 16 MiB for the next piece.
+/// the frame of it, what that decodes to for the comparison, and the sealed object: at most 256 MiB, reached by WAL that
+/// does not shrink, and 16 MiB for the next piece.
 const PUTS_MAX: usize = 3;
 /// What the header of a segment's first page has: magic, flags, timeline, address, and more up to the page's size.
 const HEADER_BYTES: usize = 40;
