@@ -379,6 +379,21 @@ mod tests {
     }
 
     #[test]
+    fn a_file_goes_past_the_page_cache_from_so_many_bytes_on_where_that_can_be_done() {
+        let folder = here();
+        let can = set_direct(&File::create(folder.path().join("other")).unwrap(), true).is_ok();
+        let mut writing = create(&folder.path().join("file"), &Buffers::default());
+        let is_direct = |writing: &NewFile| rustix::fs::fcntl_getfl(&writing.file).unwrap().contains(OFlags::DIRECT);
+        writing.write(&vec![1; LARGE_BYTES as usize - 1]).unwrap();
+        assert!(!is_direct(&writing));
+        writing.write(&[1]).unwrap();
+        assert_eq!(is_direct(&writing), can);
+        // Whole blocks were written, and nothing was refused.
+        writing.write(&vec![1; 2 * BUFFER_BYTES]).unwrap();
+        assert_eq!(is_direct(&writing), can);
+    }
+
+    #[test]
     fn a_refused_direct_write_goes_through_the_page_cache() {
         let folder = here();
         let path = folder.path().join("file");
