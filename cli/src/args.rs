@@ -180,10 +180,11 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "PATTERN")]
     pub(crate) include: Vec<String>,
     /// Files: write only what differs from the backup, into a folder that may hold something; without --destination
-    /// where the target lies
+    /// where the target lies. Files of the same length are read and compared; where the tree was backed up, only those
+    /// whose mtime differs or whose ctime is not older than the backup (`touch` has a file read)
     #[arg(long, conflicts_with = "overwrite_reason")]
     pub(crate) in_place: bool,
-    /// Files: remove what the backup does not have
+    /// Files: remove what the backup does not have; what it was never to hold, or could not take, stays
     #[arg(long, requires = "in_place", conflicts_with = "include")]
     pub(crate) delete: bool,
     /// Files and databases: change nothing, and show what would be changed, path by path or table by table

@@ -6,7 +6,10 @@ use reqwest::{Method, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use strongroom_proto::JobId;
-use strongroom_proto::api::{BackupList, JobView, ListBackups, Problem};
+use strongroom_proto::api::{
+    BackupCreated, BackupList, CreateBackup, CreateRestore, CreateVerify, JobView, ListBackups, Problem,
+    RestoreCreated, VerifyCreated,
+};
 use strongroom_runtime::Loaded;
 use url::Url;
 
@@ -156,6 +159,18 @@ impl Client {
             query.extend(value.map(|value| (name, value)));
         }
         self.get_with(&["api", "v1", "backup", "list"], &query).await
+    }
+
+    pub(crate) async fn create_backup(&self, request: &CreateBackup) -> Result<Answer<BackupCreated>, ClientError> {
+        self.post(&["api", "v1", "backup", "create"], Some(request)).await
+    }
+
+    pub(crate) async fn create_verify(&self, request: &CreateVerify) -> Result<Answer<VerifyCreated>, ClientError> {
+        self.post(&["api", "v1", "backup", "verify"], Some(request)).await
+    }
+
+    pub(crate) async fn create_restore(&self, request: &CreateRestore) -> Result<Answer<RestoreCreated>, ClientError> {
+        self.post(&["api", "v1", "restore", "create"], Some(request)).await
     }
 
     fn address(&self, path: &[&str], query: &[(&str, String)]) -> Url {

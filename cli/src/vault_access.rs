@@ -10,9 +10,11 @@ use anyhow::Context as _;
 use clap::Args;
 use strongroom_proto::BackupId;
 use strongroom_runtime::Loaded;
-use strongroom_vault::{Identity, S3Settings, Store, StoreConfig, Vault};
+use strongroom_runtime::entry::one_line;
+use strongroom_vault::{Identity, ReadError, S3Settings, Store, StoreConfig, Vault};
 use strongroom_worker::store_config;
 
+use crate::commands::Outcome;
 use crate::render;
 
 /// Where a vault is, on the command line.
@@ -123,21 +125,40 @@ pub(crate) fn beside(loaded: &Loaded, name: &str) -> Option<PathBuf> {
     Some(loaded.file.as_ref()?.parent()?.join(name))
 }
 
-/// The backup that a text names: by its id, or by a target's name for its newest one.
-pub(crate) async fn find_backup(vault: &Vault, text: &str) -> anyhow::Result<BackupId> {
+/// The backup that a text names: by its id, or by a target's name for its newest one. A warning where receipts were passed
+/// over on the way that cannot be read.
+pub(crate) async fn find_backup(vault: &Vault, text: &str) -> anyhow::Result<(BackupId, Outcome)> {
     if let Ok(id) = BackupId::from_str(text) {
-        return Ok(id);
+        return Ok((id, Outcome::Done));
     }
+    let mut outcome = Outcome::Done;
     // Ids are in the order of time.
     for id in vault.backups().await?.into_iter().rev() {
-        if let Some(committed) = vault.receipt(&id).await?
-            && committed.receipt.target.as_str() == text
-        {
-            return Ok(id);
+        match vault.receipt(&id).await {
+            Ok(Some(committed)) if committed.receipt.target.as_str() == text => return Ok((id, outcome)),
+            Ok(_) => {}
+            Err(error) if error.is_damage() => {
+                outcome = Outcome::Warning;
+                tell_passed_over(&id, &error);
+            }
+            Err(error) => return Err(error.into()),
         }
     }
     anyhow::bail!(
-        "the vault holds no backup {0} and none of a target {0}",
-        render::safe(text)
+        "the vault holds no backup {0} and none of a target {0}{1}",
+        render::safe(text),
+        match outcome {
+            Outcome::Done => "",
+            _ => " whose receipt can be read",
+        }
     )
+}
+
+/// Says that a backup is passed over, of whatever target it is: its receipt, or what lists its content, is missing, damaged
+/// or not to be trusted.
+pub(crate) fn tell_passed_over(id: &BackupId, error: &ReadError) {
+    eprintln!(
+        "strongroom: backup {id} is passed over: {}; `strongroom vault check` names all that is damaged",
+        render::safe(&one_line(error))
+    );
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use strongroom_proto::api::JobView;
 use strongroom_proto::{Attempt, JobId, JobStatus};
@@ -25,15 +26,23 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 const OUTAGE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How a wait ended.
-pub(crate) enum Waited {
-    /// Every job has ended; in the order asked for.
-    Ended(Vec<Answer<JobView>>),
+pub(crate) enum Waited<T> {
+    /// What was waited for.
+    Ended(T),
     /// Ctrl-C; the jobs go on.
     Interrupted,
 }
 
-/// Waits until all of `jobs` have ended.
-pub(crate) async fn wait_for(client: &Client, jobs: &[JobId]) -> anyhow::Result<Waited> {
+/// Waits until a job has ended.
+pub(crate) async fn wait_for_one(client: &Client, job: JobId) -> anyhow::Result<Waited<Answer<JobView>>> {
+    Ok(match wait_for(client, &[job]).await? {
+        Waited::Ended(jobs) => Waited::Ended(jobs.into_iter().next().context("the job has no end")?),
+        Waited::Interrupted => Waited::Interrupted,
+    })
+}
+
+/// Waits until all of `jobs` have ended; they come in the order asked for.
+pub(crate) async fn wait_for(client: &Client, jobs: &[JobId]) -> anyhow::Result<Waited<Vec<Answer<JobView>>>> {
     // Listened to from before anything is shown: a future of its own would be first listened to when it is first polled.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut display = Display::new();

@@ -384,6 +384,24 @@ fn damage_is_exit_code_2_and_names_what_it_hits() {
         text.contains(name) && text.contains("does not match its digest") && text.contains(id.as_str()),
         "{text}"
     );
+    assert!(text.contains("Move the damaged pack away"), "{text}");
+    // What it says is so: while the pack is there the next backup reuses it, and once it is away stores its content anew.
+    let again = place.back_up_tree(1);
+    assert_eq!(code(&check(&["--backup", again.as_str()])), 2);
+    std::fs::remove_file(&pack).unwrap();
+    let text = stdout(&check(&[]));
+    assert!(
+        text.contains("is missing") && text.contains("stores what it needs of a missing pack anew"),
+        "{text}"
+    );
+    let anew = place.back_up_tree(1);
+    assert_eq!(code(&check(&["--backup", anew.as_str(), "--identity", &identity])), 0);
+    assert_eq!(
+        code(&check(&["--backup", id.as_str()])),
+        2,
+        "the older ones stay damaged"
+    );
+    std::fs::write(&pack, &flipped).unwrap();
     let damaged = check(&["--identity", &identity]);
     assert_eq!(code(&damaged), 2);
     assert_eq!(code(&place.rescue(&["verify", id.as_str()])), 2);
@@ -493,4 +511,101 @@ fn keys_are_rotated_and_told_of() {
         .map(|b| &b["generations"][0])
         .collect();
     assert_eq!(generations, [&Value::from(1), &Value::from(2)]);
+}
+
+#[test]
+fn a_bad_receipt_hides_nothing_of_other_backups() {
+    let place = Place::new();
+    let tree = place.back_up_tree(1);
+    let bad = place.back_up_dump(20);
+    let url = place.url();
+    let receipt = place.path(&format!("vault/backups/{bad}/receipt.json"));
+    let whole = std::fs::read(&receipt).unwrap();
+    let is_told = |output: &Output| {
+        let text = stderr(output);
+        assert_eq!(code(output), 2, "{}{text}", stdout(output));
+        assert!(
+            text.contains(bad.as_str()) && text.contains("`strongroom vault check`"),
+            "{text}"
+        );
+    };
+    let mut changed = whole.clone();
+    let at = whole.windows(9).position(|bytes| bytes == b"orders-db").unwrap();
+    changed[at] = b'x';
+    for bytes in [&b"{"[..], b"", &whole[..whole.len() / 2], &changed] {
+        std::fs::write(&receipt, bytes).unwrap();
+        let found = place.see(&["find", "*.conf"]);
+        is_told(&found);
+        assert!(stdout(&found).contains(tree.as_str()), "{}", stdout(&found));
+        let found = place.see(&["find", "*.conf", "--json"]);
+        is_told(&found);
+        assert_eq!(json(&found)["found"].as_array().unwrap().len(), 2);
+    }
+    let listed = place.see(&["list", "documents", "etc"]);
+    is_told(&listed);
+    assert!(stdout(&listed).contains("etc/a.conf"), "{}", stdout(&listed));
+    let compared = place.see(&["diff", "documents", "documents"]);
+    is_told(&compared);
+    assert_eq!(stdout(&compared), "no difference\n");
+    is_told(&place.rescue(&["ls", "documents"]));
+    let verified = place.rescue(&["verify", "documents"]);
+    is_told(&verified);
+    assert!(stdout(&verified).contains("whole"), "{}", stdout(&verified));
+    is_told(&place.rescue(&["restore", "documents", "--destination", &place.text("out")]));
+    assert_eq!(std::fs::read(place.path("out/etc/a.conf")).unwrap(), b"a = 1\n");
+    // What is named by its id is that backup and no other.
+    assert_eq!(code(&place.see(&["list", tree.as_str()])), 0);
+    let found = place.see(&["find", "*.conf", bad.as_str(), "--json"]);
+    assert_eq!(code(&found), 1);
+    assert_eq!(json(&found)["found"], Value::Array(Vec::new()), "a whole document");
+    let unknown = place.see(&["list", "orders-db"]);
+    assert_eq!(code(&unknown), 1);
+    assert!(
+        stderr(&unknown).contains("whose receipt can be read"),
+        "{}",
+        stderr(&unknown)
+    );
+
+    let keys_unknown = || {
+        let status = place.run(&["keys", "status", "--store", &url]);
+        is_told(&status);
+        assert!(
+            stdout(&status).contains(bad.as_str()) && stdout(&status).contains("not known which keys 1 backup"),
+            "{}",
+            stdout(&status)
+        );
+        let status = place.run(&["keys", "status", "--store", &url, "--json"]);
+        is_told(&status);
+        let status = json(&status);
+        assert_eq!(status["unknown"][0]["backup_id"], bad.as_str());
+        assert_eq!(status["backups"][0]["backup_id"], tree.as_str());
+        assert_eq!(status["backups"].as_array().unwrap().len(), 1);
+    };
+    keys_unknown();
+    std::fs::write(&receipt, &whole).unwrap();
+    assert_eq!(code(&place.run(&["keys", "status", "--store", &url])), 0);
+    let lists = place.path(&format!("vault/backups/{bad}/a1/packs"));
+    let list = std::fs::read(&lists).unwrap();
+    std::fs::write(&lists, b"x").unwrap();
+    keys_unknown();
+    std::fs::remove_file(&lists).unwrap();
+    keys_unknown();
+    std::fs::write(&lists, list).unwrap();
+
+    // A store that fails is no backup that is damaged.
+    let signature = std::fs::read_dir(place.path(&format!("vault/backups/{bad}/a1")))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "sig"))
+        .unwrap();
+    std::fs::remove_file(&signature).unwrap();
+    is_told(&place.see(&["find", "*.conf"]));
+    std::os::unix::fs::symlink(&signature, &signature).unwrap();
+    let found = place.see(&["find", "*.conf"]);
+    let listed = place.see(&["list", "documents"]);
+    let status = place.run(&["keys", "status", "--store", &url]);
+    for failed in [found, listed, status] {
+        let text = stderr(&failed);
+        assert!(code(&failed) == 1 && text.contains("list backups"), "{text}");
+    }
 }

@@ -199,6 +199,24 @@ pub struct Missing {
     pub name: String,
     /// Why it is not in the backup.
     pub reason: String,
+    /// Whether the backup holds some of its content all the same: what could be read of it before it changed, or before
+    /// the disk failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub torn: bool,
+}
+
+/// By what rules a tree was read, so that a restore does not take for gone what was never looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeftOut {
+    /// Patterns as in `.gitignore`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patterns: Vec<String>,
+    /// Whether the content of directories with a valid `CACHEDIR.TAG` was left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub caches: bool,
+    /// Larger files were left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files_over_bytes: Option<u64>,
 }
 
 /// Facts about what was backed up.
@@ -225,6 +243,9 @@ pub struct SourceFacts {
     /// Where the tree lay when it was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// When it began to be read, by the clock of the host that the times of its files are of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_from: Option<DateTime<Utc>>,
     /// Directories of the tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directories: Option<u64>,
@@ -237,6 +258,9 @@ pub struct SourceFacts {
     /// What was left out because the target says so; of a directory only itself is counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub excluded: Option<u64>,
+    /// The rules by which it was left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<LeftOut>,
     /// Files that were not read, because an earlier backup holds their content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unchanged: Option<u64>,

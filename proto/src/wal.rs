@@ -242,6 +242,10 @@ pub trait WalSink: Send + Sync {
     async fn put(&self, piece: &WalPiece, bytes: Arc<Vec<u8>>) -> io::Result<()>;
     /// Stores the history file of a timeline, likewise.
     async fn put_history(&self, system: SystemIdentifier, timeline: u32, text: &str) -> io::Result<()>;
+    /// Whether there is a history of the timeline, whatever it says. Who cannot tell says that there is none.
+    async fn has_history(&self, _system: SystemIdentifier, _timeline: u32) -> io::Result<bool> {
+        Ok(false)
+    }
     /// The pieces of a timeline, in the order of where they begin.
     async fn pieces(&self, system: SystemIdentifier, timeline: u32) -> io::Result<Vec<StoredPiece>>;
     /// The pieces of one segment, likewise. A vault need not list the whole timeline for it.

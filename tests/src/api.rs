@@ -70,6 +70,24 @@ impl Api {
             .collect())
     }
 
+    /// Backs a target up and waits until the backup has passed its verification; the backup's id.
+    pub async fn backed_up(&self, target: &str) -> Result<String> {
+        let id = self.backup(&[target]).await?.remove(0);
+        self.completed(&id).await?;
+        let backup = self.verified(&id).await?;
+        ensure!(backup["verified"] == true, "{backup}");
+        Ok(backup["backup_id"].as_str().context("backup_id")?.to_owned())
+    }
+
+    /// Asks for a restore and waits until it has completed; what the answer to the question was.
+    pub async fn restore(&self, ask: Value) -> Result<Value> {
+        let (status, created) = self.post("/api/v1/restore/create", ask).await?;
+        ensure!(status == 201, "{status}: {created}");
+        self.completed(created["restore_id"].as_str().context("restore_id")?)
+            .await?;
+        Ok(created)
+    }
+
     /// One job.
     pub async fn job(&self, id: &str) -> Result<Value> {
         let (status, body) = self.get(&format!("/api/v1/jobs/{id}")).await?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use strongroom_connectors::postgres::{Cluster, ClusterOptions, ServerBinaries};
 use strongroom_testkit::{Postgres, wait_for};
 
-use crate::{DUMPER, Fleet, SOON};
+use crate::{DUMPER, Fleet, SOON, Told};
 
 /// The name of the target that the cluster is.
 pub const TARGET: &str = "cluster";
@@ -99,6 +99,13 @@ pub fn received_to(fleet: &Fleet, end: &str) {
     .unwrap();
 }
 
+/// Recovers the target into a folder, by the command line, and waits for the end of it.
+pub fn restore(fleet: &Fleet, to: &str, destination: &Path, more: &[&str]) -> Told {
+    let destination = destination.display().to_string();
+    let args = ["restore", TARGET, "--to", to, "--destination", &destination, "--wait"];
+    fleet.strongroom(&[&args, more].concat()).unwrap()
+}
+
 /// A recovered server that was left running; stopped when dropped.
 pub struct Recovered {
     /// Its data folder.
@@ -111,20 +118,7 @@ impl Recovered {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let folder = fleet.dir().join(format!("recovered-{number}"));
-        let path = folder.display().to_string();
-        let told = fleet
-            .strongroom(&[
-                "restore",
-                TARGET,
-                "--to",
-                to,
-                "--destination",
-                &path,
-                "--leave",
-                "running",
-                "--wait",
-            ])
-            .unwrap();
+        let told = restore(fleet, to, &folder, &["--leave", "running"]);
         assert_eq!(told.code, 0, "to {to}: {}{}", told.stdout, told.stderr);
         Self { folder }
     }

@@ -15,11 +15,11 @@ pub struct Events {
 }
 
 impl Events {
-    pub(crate) async fn subscribe(url: &str, subject: &str) -> Result<Self> {
-        Ok(Self {
-            url: url.to_owned(),
+    pub(crate) fn new(url: String, subject: &str) -> Self {
+        Self {
+            url,
             subject: subject.to_owned(),
-        })
+        }
     }
 
     /// Every event that is on the stream now, as the CloudEvents' JSON, in order.

@@ -35,6 +35,7 @@ pub const SNAPSHOTTER: &str = "snapshotter";
 pub const VERIFIER: &str = "verifier";
 /// Restores.
 pub const RESTORER: &str = "restorer";
+const SERVICES: [&str; 5] = [COORDINATOR, DUMPER, SNAPSHOTTER, VERIFIER, RESTORER];
 
 /// How a run of the command line ended.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ impl Fleet {
 
     /// Starts every service and waits until the API is healthy.
     pub async fn run_all(&mut self) -> Result<()> {
-        for service in [COORDINATOR, DUMPER, SNAPSHOTTER, VERIFIER, RESTORER] {
+        for service in SERVICES {
             self.run(service)?;
         }
         self.api.wait_healthy().await?;
@@ -265,6 +266,15 @@ impl Fleet {
         })
     }
 
+    /// Kills every service and loses the catalog's database.
+    pub fn lose_catalog(&mut self) -> Result<()> {
+        for service in SERVICES {
+            self.kill(service)?;
+        }
+        self.catalog.psql("postgres", "DROP DATABASE strongroom WITH (FORCE)")?;
+        Ok(())
+    }
+
     /// Refills the catalog from the vault by the command line; its exit code, and the JSON that it printed.
     pub fn rebuild_catalog(&self, args: &[&str]) -> Result<(i32, serde_json::Value)> {
         let output = std::process::Command::new(bin("strongroom")?)
@@ -282,8 +292,8 @@ impl Fleet {
     }
 
     /// A subscriber to facts.
-    pub async fn events(&self, subject: &str) -> Result<Events> {
-        Events::subscribe(&self.nats.url(), subject).await
+    pub fn events(&self, subject: &str) -> Events {
+        Events::new(self.nats.url(), subject)
     }
 
     /// The answer of an SQL query against the catalog.

@@ -57,7 +57,7 @@ async fn one_of_everything(fleet: &Fleet, id: &str) -> Value {
     );
     let receipts = fleet.vault().await.unwrap().backups().await.unwrap();
     assert_eq!(receipts.len(), 1);
-    let events = fleet.events("backup.job.completed").await.unwrap();
+    let events = fleet.events("backup.job.completed");
     events.wait("job_id", id).await.unwrap();
     let completed: Vec<Value> = events.all().await.unwrap();
     assert_eq!(completed.len(), 1, "{completed:?}");
@@ -232,13 +232,7 @@ async fn streams_deleted_under_the_running_fleet_are_refilled() {
     }
     fleet.run(DUMPER).unwrap();
     fleet.api.completed(&id).await.unwrap();
-    fleet
-        .events("backup.job.completed")
-        .await
-        .unwrap()
-        .wait("job_id", &id)
-        .await
-        .unwrap();
+    fleet.events("backup.job.completed").wait("job_id", &id).await.unwrap();
     // The doors are open again too.
     wait_for_async("the trigger stream", SOON, || async {
         jetstream.get_stream("TRIGGERS").await.ok().map(drop)
@@ -284,20 +278,8 @@ async fn a_job_that_always_fails_is_tried_as_often_and_as_slowly_as_the_rules_sa
     assert_eq!(spaces.len(), 2, "three attempts");
     assert!(spaces[0] >= 1.0 && spaces[1] >= 2.0, "{spaces:?}");
 
-    fleet
-        .events("backup.job.failed")
-        .await
-        .unwrap()
-        .wait("job_id", &id)
-        .await
-        .unwrap();
-    fleet
-        .events("backup.alert")
-        .await
-        .unwrap()
-        .wait("job_id", &id)
-        .await
-        .unwrap();
+    fleet.events("backup.job.failed").wait("job_id", &id).await.unwrap();
+    fleet.events("backup.alert").wait("job_id", &id).await.unwrap();
     assert_eq!(
         fleet
             .sql(&format!("SELECT count(*) FROM dead_letters WHERE reference = '{id}'"))

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use strongroom_testkit::{Postgres, wait_for};
 use strongroom_tests::SOON;
 use strongroom_tests::clusters::{
-    INTERVAL, Moment, Recovered, TARGET, back_up, failed_over, protected, received, write_ledger,
+    INTERVAL, Moment, Recovered, TARGET, back_up, failed_over, protected, received, restore, write_ledger,
 };
 
 /// Numbers that look random and are the same in every run.
@@ -59,19 +59,7 @@ async fn any_of_twenty_moments_comes_back(major: u32) {
 
     // One table, by way of a scratch server.
     let tables = fleet.dir().join("tables");
-    let told = fleet
-        .strongroom(&[
-            "restore",
-            TARGET,
-            "--to",
-            &moments[9].lsn,
-            "--table",
-            "postgres.public.ledger",
-            "--destination",
-            &tables.display().to_string(),
-            "--wait",
-        ])
-        .unwrap();
+    let told = restore(&fleet, &moments[9].lsn, &tables, &["--table", "postgres.public.ledger"]);
     assert_eq!(told.code, 0, "{}{}", told.stdout, told.stderr);
     let dump = tables.join("postgres.public.ledger.dump");
     let script = Command::new(source.bin_dir().join("pg_restore"))
@@ -93,17 +81,7 @@ async fn any_of_twenty_moments_comes_back(major: u32) {
     // What lies outside is refused with what can be had, and nothing is made.
     let beyond = fleet.dir().join("beyond");
     for to in ["2001-01-01T00:00:00Z", "FFFF/0", "2999-01-01T00:00:00Z"] {
-        let told = fleet
-            .strongroom(&[
-                "restore",
-                TARGET,
-                "--to",
-                to,
-                "--destination",
-                &beyond.display().to_string(),
-                "--wait",
-            ])
-            .unwrap();
+        let told = restore(&fleet, to, &beyond, &[]);
         assert_ne!(told.code, 0, "{to}");
         assert!(told.stderr.contains("cannot be recovered"), "{to}: {}", told.stderr);
         assert!(!beyond.exists());

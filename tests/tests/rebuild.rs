@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use serde_json::{Value, json};
-use strongroom_tests::{COORDINATOR, Fleet, RESTORER, SNAPSHOTTER, VERIFIER, command_target};
+use strongroom_tests::{Fleet, command_target};
 
 fn told(fleet: &Fleet, args: &[&str]) -> Value {
     let told = fleet.strongroom(args).unwrap();
@@ -42,23 +42,14 @@ async fn a_catalog_that_was_dropped_is_refilled_from_the_vault_as_it_was() {
         newest = fleet.api.verified(&id).await.unwrap();
     }
     let ask = json!({ "backup_id": newest["backup_id"], "destination": fleet.dir().join("back") });
-    let (status, created) = fleet.api.post("/api/v1/restore/create", ask).await.unwrap();
-    assert_eq!(status, 201, "{created}");
-    let restore = created["restore_id"].as_str().unwrap().to_owned();
-    fleet.api.completed(&restore).await.unwrap();
+    fleet.api.restore(ask).await.unwrap();
     let before = shown(&fleet);
     assert_eq!(before.0["backups"].as_array().unwrap().len(), 3);
     assert!(before.0["backups"][0]["retention_until"].is_string(), "{}", before.0);
     let restored = "SELECT job_id, backup_id, destination, success FROM restores";
     let restores_before = fleet.sql(restored).unwrap();
 
-    for service in [COORDINATOR, VERIFIER, RESTORER, SNAPSHOTTER, "dumper"] {
-        fleet.kill(service).unwrap();
-    }
-    fleet
-        .catalog
-        .psql("postgres", "DROP DATABASE strongroom WITH (FORCE)")
-        .unwrap();
+    fleet.lose_catalog().unwrap();
     let (code, rebuilt) = fleet.rebuild_catalog(&[]).unwrap();
     assert_eq!(code, 0, "{rebuilt}");
     assert_eq!(rebuilt["backups"], json!({ "added": 3, "known": 0 }));

@@ -5,7 +5,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use strongroom_testkit::Postgres;
 use strongroom_tests::{Fleet, command_target, files_target, postgres_target, sample_server};
 
@@ -25,35 +25,23 @@ fn contents(server: &Postgres, database: &str) -> String {
         .unwrap()
 }
 
-async fn backed_up(fleet: &Fleet, target: &str) -> (String, Value) {
-    let id = fleet.api.backup(&[target]).await.unwrap().remove(0);
-    fleet.api.completed(&id).await.unwrap();
-    let backup = fleet.api.verified(&id).await.unwrap();
-    assert_eq!(backup["verified"], true, "{backup}");
-    (backup["backup_id"].as_str().unwrap().to_owned(), backup)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_comes_back_whole_and_a_destination_that_is_not_empty_is_refused_unless_told_why() {
     let source = sample_server(5).unwrap();
     let fleet = Fleet::start(&[postgres_target("orders-db", &source.url("orders"))])
         .await
         .unwrap();
-    let (backup_id, _) = backed_up(&fleet, "orders-db").await;
+    let backup_id = fleet.api.backed_up("orders-db").await.unwrap();
 
     let other = Postgres::start().unwrap();
     let destination = other.url("brought_back");
     let ask = json!({ "backup_id": backup_id, "targets": ["orders-db"], "destination": destination, "verify_before_restore": true });
-    let (status, created) = fleet.api.post("/api/v1/restore/create", ask.clone()).await.unwrap();
-    assert_eq!(status, 201, "{created}");
+    let created = fleet.api.restore(ask.clone()).await.unwrap();
     assert_eq!(created["validation_results"][0]["validated"], true);
     let restore_id = created["restore_id"].as_str().unwrap();
-    fleet.api.completed(restore_id).await.unwrap();
     assert_eq!(contents(&other, "brought_back"), contents(&source, "orders"));
     fleet
         .events("restore.completed")
-        .await
-        .unwrap()
         .wait("restore_id", restore_id)
         .await
         .unwrap();
@@ -70,20 +58,13 @@ async fn a_database_comes_back_whole_and_a_destination_that_is_not_empty_is_refu
     assert_eq!(contents(&other, "brought_back"), contents(&source, "orders"));
     fleet
         .events("restore.failed")
-        .await
-        .unwrap()
         .wait("restore_id", created["restore_id"].as_str().unwrap())
         .await
         .unwrap();
 
     let mut told = ask;
     told["overwrite_reason"] = json!("the copy is stale");
-    let (_, created) = fleet.api.post("/api/v1/restore/create", told).await.unwrap();
-    fleet
-        .api
-        .completed(created["restore_id"].as_str().unwrap())
-        .await
-        .unwrap();
+    fleet.api.restore(told).await.unwrap();
     assert_eq!(contents(&other, "brought_back"), contents(&source, "orders"));
     let audit = fleet
         .sql("SELECT detail::text FROM audit_log WHERE action = 'restore' ORDER BY id DESC LIMIT 1")
@@ -94,7 +75,7 @@ async fn a_database_comes_back_whole_and_a_destination_that_is_not_empty_is_refu
 #[tokio::test(flavor = "multi_thread")]
 async fn what_would_not_restore_is_refused_before_anything_is_touched() {
     let fleet = Fleet::start(&[command_target("hello", "hello")]).await.unwrap();
-    let (backup_id, _) = backed_up(&fleet, "hello").await;
+    let backup_id = fleet.api.backed_up("hello").await.unwrap();
     for (ask, reason) in [
         (json!({ "destination": "/tmp/x" }), "name one of"),
         (json!({ "backup_id": backup_id }), "no destination"),
@@ -134,17 +115,12 @@ async fn a_file_tree_comes_back_as_it_was() {
     std::fs::set_permissions(root.join("empty"), std::fs::Permissions::from_mode(0o640)).unwrap();
     std::os::unix::fs::symlink("a/b/large", root.join("link")).unwrap();
     let fleet = Fleet::start(&[files_target("site", &root)]).await.unwrap();
-    let (backup_id, _) = backed_up(&fleet, "site").await;
+    let backup_id = fleet.api.backed_up("site").await.unwrap();
 
     let destination = tree.path().join("back");
     let ask =
         json!({ "backup_id": backup_id, "targets": [], "destination": destination, "verify_before_restore": false });
-    let (_, created) = fleet.api.post("/api/v1/restore/create", ask).await.unwrap();
-    fleet
-        .api
-        .completed(created["restore_id"].as_str().unwrap())
-        .await
-        .unwrap();
+    fleet.api.restore(ask).await.unwrap();
     let difference = Command::new("diff")
         .args(["-r", "--no-dereference"])
         .arg(&root)
@@ -181,7 +157,7 @@ async fn the_lines_of_the_document_restore_a_database_with_stock_tools_only() {
     let fleet = Fleet::start(&[postgres_target("orders-db", &source.url("orders"))])
         .await
         .unwrap();
-    let (backup_id, _) = backed_up(&fleet, "orders-db").await;
+    let backup_id = fleet.api.backed_up("orders-db").await.unwrap();
 
     // An empty server, as after a disaster: neither our programs nor the catalog nor NATS have a part in this.
     let other = Postgres::start().unwrap();
@@ -212,7 +188,7 @@ async fn the_lines_of_the_document_restore_a_database_with_stock_tools_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_vault_fails_the_verification_and_raises_an_alert() {
     let fleet = Fleet::start(&[command_target("hello", "hello")]).await.unwrap();
-    let (backup_id, _) = backed_up(&fleet, "hello").await;
+    let backup_id = fleet.api.backed_up("hello").await.unwrap();
     let packs = fleet.vault_dir().join("packs");
     let folder = std::fs::read_dir(&packs).unwrap().next().unwrap().unwrap().path();
     let pack = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
@@ -234,20 +210,8 @@ async fn a_damaged_vault_fails_the_verification_and_raises_an_alert() {
         "{}",
         job["error"]
     );
-    fleet
-        .events("backup.verify.failed")
-        .await
-        .unwrap()
-        .wait("job_id", id)
-        .await
-        .unwrap();
-    fleet
-        .events("backup.alert")
-        .await
-        .unwrap()
-        .wait("job_id", id)
-        .await
-        .unwrap();
+    fleet.events("backup.verify.failed").wait("job_id", id).await.unwrap();
+    fleet.events("backup.alert").wait("job_id", id).await.unwrap();
     let (_, list) = fleet.api.get("/api/v1/backup/list").await.unwrap();
     assert_eq!(list["backups"][0]["verified"], false);
     let (_, status) = fleet.api.get("/api/v1/backup/status").await.unwrap();
@@ -257,15 +221,10 @@ async fn a_damaged_vault_fails_the_verification_and_raises_an_alert() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_output_of_a_command_comes_back_as_a_file() {
     let fleet = Fleet::start(&[command_target("hello", "hello world")]).await.unwrap();
-    let (backup_id, _) = backed_up(&fleet, "hello").await;
+    let backup_id = fleet.api.backed_up("hello").await.unwrap();
     let destination = fleet.dir().join("back");
     let ask = json!({ "backup_id": backup_id, "destination": destination, "verify_before_restore": true });
-    let (_, created) = fleet.api.post("/api/v1/restore/create", ask).await.unwrap();
-    fleet
-        .api
-        .completed(created["restore_id"].as_str().unwrap())
-        .await
-        .unwrap();
+    fleet.api.restore(ask).await.unwrap();
     assert_eq!(
         std::fs::read_to_string(destination.join("output")).unwrap(),
         "hello world"

@@ -56,10 +56,7 @@ async fn a_password_is_found_nowhere_it_does_not_belong() {
     fleet.set("coordinator.max_attempts", "1");
     fleet.run_all().await.unwrap();
 
-    let id = fleet.api.backup(&["orders-db"]).await.unwrap().remove(0);
-    fleet.api.completed(&id).await.unwrap();
-    let backup = fleet.api.verified(&id).await.unwrap();
-    assert_eq!(backup["verified"], true, "{backup}");
+    let backup_id = fleet.api.backed_up("orders-db").await.unwrap();
     let failing = fleet.api.backup(&["wrong-db"]).await.unwrap().remove(0);
     let failed = fleet.api.ended(&failing).await.unwrap();
     assert_eq!(failed["status"], "failed");
@@ -69,13 +66,9 @@ async fn a_password_is_found_nowhere_it_does_not_belong() {
         failed["error"]
     );
     let destination = format!("postgres://backup:{CANARY}@127.0.0.1:{}/copy", source.port());
-    let ask = json!({ "backup_id": backup["backup_id"], "targets": [], "destination": destination, "verify_before_restore": false });
-    let (_, created) = fleet.api.post("/api/v1/restore/create", ask).await.unwrap();
-    fleet
-        .api
-        .completed(created["restore_id"].as_str().unwrap())
-        .await
-        .unwrap();
+    let ask =
+        json!({ "backup_id": backup_id, "targets": [], "destination": destination, "verify_before_restore": false });
+    fleet.api.restore(ask).await.unwrap();
     let (_, targets) = fleet.api.get("/api/v1/targets").await.unwrap();
     let (_, jobs) = fleet.api.get("/api/v1/jobs").await.unwrap();
     stop.store(true, Ordering::Relaxed);
@@ -86,7 +79,7 @@ async fn a_password_is_found_nowhere_it_does_not_belong() {
         !targets.to_string().contains(CANARY) && !jobs.to_string().contains(CANARY),
         "the API"
     );
-    let events = fleet.events(">").await.unwrap().all().await.unwrap();
+    let events = fleet.events(">").all().await.unwrap();
     assert!(events.len() >= 6);
     assert!(!serde_json::to_string(&events).unwrap().contains(CANARY), "events");
     for table in [

@@ -74,7 +74,7 @@ async fn a_trace_begun_by_the_publisher_reaches_every_service() {
     .await
     .unwrap();
 
-    let events = fleet.events("backup.verify.completed").await.unwrap();
+    let events = fleet.events("backup.verify.completed");
     let verified = wait_for_async("the verification", SOON, || async { events.all().await.ok()?.pop() })
         .await
         .unwrap();

@@ -101,6 +101,15 @@ async fn a_backup_of_files_reads_what_changed_unless_everything_is_asked_for() {
         (&json!("full"), &Value::Null)
     );
     fleet.api.verified(full["id"].as_str().unwrap()).await.unwrap();
+
+    // What the backup was never to hold is not what it lacks.
+    fs::write(tree.join("since"), "made since then").unwrap();
+    let told = fleet
+        .strongroom(&["restore", "docs", "--in-place", "--delete", "--wait"])
+        .unwrap();
+    assert_eq!(told.code, 0, "{told:?}");
+    assert!(!tree.join("since").exists());
+    assert!(tree.join("scratch.tmp").exists() && tree.join("big").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,13 +142,22 @@ async fn a_partial_backup_names_what_is_missing_and_ends_with_exit_code_2() {
     assert_eq!(taken["status"], "partial");
     assert_eq!(taken["missing"].as_array().unwrap().len(), 25);
     let id = job["id"].as_str().unwrap();
-    let events = fleet.events("backup.job.completed").await.unwrap();
+    let events = fleet.events("backup.job.completed");
     let event = events.wait("job_id", id).await.unwrap();
     assert_eq!(
         (&event["data"]["status"], &event["data"]["partial"]),
         (&json!("completed"), &json!(true))
     );
     assert_eq!(fleet.strongroom(&["job", "wait", id]).unwrap().code, 2);
+
+    // Nor is a restore of it whole.
+    let backup = job["backup_id"].as_str().unwrap();
+    let told = fleet.strongroom(&["restore", backup, "--in-place", "--wait"]).unwrap();
+    assert_eq!(told.code, 2, "{told:?}");
+    assert!(
+        told.stdout.contains("missing from the backup: its attribute"),
+        "{told:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -340,6 +358,12 @@ async fn a_tree_comes_back_in_part_in_place_and_first_of_all_on_trial() {
     fs::write(tree.join("etc/hosts"), "changed by mistake").unwrap();
     fs::remove_file(tree.join("readme.txt")).unwrap();
     fs::write(tree.join("var/new"), "not in the backup").unwrap();
+    // Of the same length and time, but not of the same content.
+    let main = tree.join("etc/app/main.conf");
+    let time = main.metadata().unwrap().modified().unwrap();
+    fs::write(&main, "a = 9").unwrap();
+    let main = fs::File::options().write(true).open(main).unwrap();
+    main.set_modified(time).unwrap();
     let changed = listing(&tree);
     let restores = || fleet.vault_dir().join("backups").join(backup).join("restores");
     let receipts = || fs::read_dir(restores()).map_or(0, Iterator::count);
@@ -349,12 +373,13 @@ async fn a_tree_comes_back_in_part_in_place_and_first_of_all_on_trial() {
     for line in [
         "create    readme.txt",
         "replace   etc/hosts",
+        "replace   etc/app/main.conf",
         "delete    var/new",
         "nothing was changed",
     ] {
         assert!(told.stdout.lines().any(|found| found == line), "{line}: {told:?}");
     }
-    assert!(told.stdout.contains("would be 1 created, 1 replaced"), "{told:?}");
+    assert!(told.stdout.contains("would be 1 created, 2 replaced"), "{told:?}");
     assert_eq!((listing(&tree), receipts()), (changed, before));
     let told = run(&["--in-place", "--delete", "--dry-run", "--json"]);
     let tried: Value = serde_json::from_str(&told.stdout).unwrap();
@@ -371,25 +396,9 @@ async fn a_tree_comes_back_in_part_in_place_and_first_of_all_on_trial() {
     let evidence: Value = serde_json::from_slice(&fs::read(restores().join(format!("{id}.json"))).unwrap()).unwrap();
     assert_eq!(evidence["changes"], tried["counts"]);
     assert_eq!(evidence["destination"], json!(tree.display().to_string()));
-    let event = fleet
-        .events("restore.completed")
-        .await
-        .unwrap()
-        .wait("restore_id", id)
-        .await
-        .unwrap();
+    let event = fleet.events("restore.completed").wait("restore_id", id).await.unwrap();
     assert_eq!(event["data"]["destination"], evidence["destination"]);
-    assert_eq!(
-        fleet
-            .events("restore.completed")
-            .await
-            .unwrap()
-            .all()
-            .await
-            .unwrap()
-            .len(),
-        3
-    );
+    assert_eq!(fleet.events("restore.completed").all().await.unwrap().len(), 3);
 
     for (args, says) in [
         (&["--delete", "--destination", &part][..], "--in-place"),

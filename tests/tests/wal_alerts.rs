@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 use strongroom_testkit::{Postgres, wait_for, wait_for_async};
 use strongroom_tests::clusters::{
-    Recovered, Standby, TARGET, back_up, give_to_owner_of, point_to, protected, received, received_to, write_ledger,
+    Recovered, Standby, TARGET, back_up, failed_over, give_to_owner_of, point_to, protected, received, received_to,
+    write_ledger,
 };
 use strongroom_tests::{DUMPER, Fleet, SOON};
 
@@ -27,7 +28,7 @@ async fn over(fleet: &Fleet, kind: &str) {
 }
 
 async fn event(fleet: &Fleet, kind: &str, is_over: bool) -> String {
-    let alerts = fleet.events("backup.alert").await.unwrap();
+    let alerts = fleet.events("backup.alert");
     let what = format!("{kind}, {}", if is_over { "over" } else { "raised" });
     let event = wait_for_async(&what, MINUTE, || async {
         let mut all = alerts.all().await.ok()?.into_iter().rev();
@@ -261,6 +262,94 @@ async fn a_promotion_under_a_stream_is_told_until_the_next_base_backup() {
     over(&fleet, "wal_timeline").await;
     assert_eq!(active(&fleet), [""; 0]);
     assert_eq!(Recovered::restore(&fleet, "latest").entries(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_somebody_drops_is_an_alert_until_the_next_base_backup_though_no_wal_went_with_it() {
+    let (source, fleet) = protected(15).await;
+    write_ledger(&source, 1, 5);
+    received(&fleet, &source);
+    wait_for("the slot to be free", SOON, || {
+        let end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active";
+        source.psql("postgres", end).ok()?;
+        source
+            .psql("postgres", "SELECT pg_drop_replication_slot('strongroom_cluster')")
+            .ok()
+    })
+    .unwrap();
+    says(
+        &told(&fleet, "wal_slot_lost").await,
+        &["strongroom_cluster was lost", "no such slot", "see who dropped it"],
+    );
+    write_ledger(&source, 6, 10);
+    received(&fleet, &source);
+    assert_eq!(active(&fleet), ["wal_slot_lost"], "WAL that comes does not end it");
+    back_up(&fleet, "full").await;
+    over(&fleet, "wal_slot_lost").await;
+    assert_eq!(active(&fleet), [""; 0]);
+    assert_eq!(timeline(&fleet)["windows"].as_array().unwrap().len(), 1);
+    assert_eq!(Recovered::restore(&fleet, "latest").entries(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_lost_no_wal_is_no_alert_of_a_lost_slot() {
+    let (primary, mut fleet) = protected(15).await;
+    write_ledger(&primary, 1, 10);
+    let standby = failed_over(&primary, &mut fleet);
+    // Told after whatever else there is to tell of a server that has no slot.
+    told(&fleet, "wal_timeline").await;
+    assert_eq!(active(&fleet), ["wal_timeline"]);
+    let lost = "SELECT count(*) FROM alerts WHERE kind = 'wal_slot_lost'";
+    assert_eq!(fleet.sql(lost).unwrap(), "0");
+    let said = fleet.process(DUMPER).wait_for_line("slot was made anew", SOON).unwrap();
+    says(&said, &["strongroom_cluster", "the server still had all WAL"]);
+    assert_eq!(standby.ask("SELECT count(*) FROM pg_replication_slots"), "1");
+    let shown = timeline(&fleet);
+    assert_eq!(shown["windows"].as_array().unwrap().len(), 1, "{shown}");
+    assert_eq!(Recovered::restore(&fleet, "latest").entries(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_lost_wal_is_an_alert_until_a_base_backup_is_complete() {
+    let (primary, mut fleet) = protected(15).await;
+    limit_slots(&primary, 48);
+    write_ledger(&primary, 1, 5);
+    let standby = Standby::follow(&primary, 15);
+    received(&fleet, &primary);
+    fleet.kill(DUMPER).unwrap();
+    write_ledger(&primary, 6, 10);
+    let end = standby.caught_up(&primary);
+    let segment = primary
+        .psql("postgres", &format!("SELECT pg_walfile_name('{end}')"))
+        .unwrap();
+    primary.kill().unwrap();
+    standby.promote();
+    // Nothing keeps there what the vault lacks.
+    wait_for("the end of the old WAL", SOON, || {
+        standby.ask("SELECT pg_logical_emit_message(false, 'a', 'b'); SELECT pg_switch_wal()");
+        standby.ask("CHECKPOINT");
+        let is_gone = format!(
+            "SELECT count(*) = 0 FROM pg_ls_waldir() WHERE name = '{}'",
+            segment.trim()
+        );
+        (standby.ask(&is_gone) == "t").then_some(())
+    })
+    .unwrap();
+    point_to(&mut fleet, &standby.url());
+    let message = told(&fleet, "wal_slot_lost").await;
+    says(&message, &["strongroom_cluster was lost", "no such slot"]);
+    standby.ask("INSERT INTO ledger VALUES (11, 'after')");
+    for kind in ["wal_slot_lost", "wal_missing", "wal_gap"] {
+        over(&fleet, kind).await;
+    }
+    let stood = "SELECT count(*) FROM alerts a JOIN backup_jobs j ON j.kind = 'backup' AND j.started_at BETWEEN a.raised_at AND a.cleared_at
+                 WHERE a.kind = 'wal_slot_lost'";
+    assert_eq!(fleet.sql(stood).unwrap(), "1", "it stood until the new base backup");
+    let committed = "SELECT count(*) FROM alerts a JOIN receipts r ON r.kind = 'backup'
+                         AND (r.body->>'completed_at')::timestamptz BETWEEN a.raised_at AND a.cleared_at
+                     WHERE a.kind = 'wal_slot_lost'";
+    assert_eq!(fleet.sql(committed).unwrap(), "1", "which has its receipt");
+    assert_eq!(Recovered::restore(&fleet, "latest").entries(), 11);
 }
 
 /// Waits until the vault has timeline 2 up to there.

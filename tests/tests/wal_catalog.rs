@@ -6,7 +6,7 @@ use serde_json::Value;
 use strongroom_proto::wal::Lsn;
 use strongroom_testkit::{wait_for, wait_for_async};
 use strongroom_tests::clusters::{Recovered, TARGET, failed_over, protected, received, received_to, write_ledger};
-use strongroom_tests::{COORDINATOR, DUMPER, Fleet, RESTORER, SNAPSHOTTER, SOON, VERIFIER};
+use strongroom_tests::{COORDINATOR, DUMPER, Fleet, RESTORER, SOON};
 
 fn timeline(fleet: &Fleet) -> Value {
     let told = fleet.strongroom(&["timeline", TARGET, "--json"]).unwrap();
@@ -37,13 +37,7 @@ async fn windows_across_a_promotion_come_back_with_the_identity_when_the_catalog
         "{known_ends:?} {killed_at}"
     );
     assert_eq!(known[0]["timelines"], serde_json::json!([1, 2]), "{known}");
-    for service in [COORDINATOR, VERIFIER, RESTORER, SNAPSHOTTER] {
-        fleet.kill(service).unwrap();
-    }
-    fleet
-        .catalog
-        .psql("postgres", "DROP DATABASE strongroom WITH (FORCE)")
-        .unwrap();
+    fleet.lose_catalog().unwrap();
 
     // Where timelines part is sealed.
     let (code, rebuilt) = fleet.rebuild_catalog(&[]).unwrap();

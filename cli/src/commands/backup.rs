@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use strongroom_proto::api::{BackupCreated, CreateBackup, CreateVerify, JobView, ListBackups, VerifyCreated};
+use strongroom_proto::api::{BackupCreated, CreateBackup, CreateVerify, JobView, ListBackups};
 use strongroom_proto::{JobId, JobKind, JobStatus};
 
 use super::{Outcome, end_of_job, job, left_out, outcome_of, print_jobs_json, print_json};
@@ -23,9 +23,7 @@ pub(crate) async fn run(client: &Client, args: BackupArgs) -> anyhow::Result<Out
         retention_days: args.retention_days,
         git: None,
     };
-    let created = client
-        .post::<BackupCreated>(&["api", "v1", "backup", "create"], Some(&request))
-        .await?;
+    let created = client.create_backup(&request).await?;
     if !args.wait && !args.wait_verified {
         if args.json {
             print_json(&created)?;
@@ -131,9 +129,7 @@ pub(crate) async fn verification_of(client: &Client, backup: &JobView) -> Result
     let request = CreateVerify {
         backup_id: backup.backup_id.to_string(),
     };
-    let created = client
-        .post::<VerifyCreated>(&["api", "v1", "backup", "verify"], Some(&request))
-        .await?;
+    let created = client.create_verify(&request).await?;
     Ok(Some(created.value.job_id))
 }
 

@@ -124,11 +124,29 @@ pub(crate) fn text(report: &VaultReport) -> String {
         Outcome::Failed => render::tone(Tone::Warning, "sound as far as it could be checked"),
         _ => render::tone(
             Tone::Bad,
-            "damaged: restore the objects from another copy of the vault, or back up again",
+            "damaged: put the objects named above back from another copy of the vault",
         ),
     };
+    lines.extend(advice(report).map(str::to_owned));
     lines.push(format!("{verdict}: {counts}"));
     lines.join("\n")
+}
+
+/// What to do about packs of which there is no other copy.
+fn advice(report: &VaultReport) -> Option<&'static str> {
+    let is_pack = |object: &str| object.starts_with("packs/");
+    let mut packs = report.damage.iter().filter(|damaged| is_pack(&damaged.object));
+    let first = packs.next()?;
+    let are_gone = std::iter::once(first)
+        .chain(packs)
+        .all(|damaged| damaged.problem == "is missing");
+    Some(if are_gone {
+        "There is no other copy of a pack? The next backup stores what it needs of a missing pack anew; the backups named \
+         above stay damaged."
+    } else {
+        "There is no other copy of a pack? Move the damaged pack away, out of the vault; the next backup then stores what it \
+         needs of it anew. Left where it is, it is reused. The backups named above stay damaged."
+    })
 }
 
 /// Prints the report.

@@ -44,7 +44,8 @@ type Entries = Box<dyn Iterator<Item = io::Result<OwnedEntry>> + Send>;
 pub(crate) async fn run(loaded: &Loaded, args: DiffArgs) -> anyhow::Result<Outcome> {
     let vault = args.store.open(loaded).await?;
     let identity = args.identity.read(loaded)?;
-    let (a, b) = (find_backup(&vault, &args.a).await?, find_backup(&vault, &args.b).await?);
+    let (a, outcome) = find_backup(&vault, &args.a).await?;
+    let (b, outcome_b) = find_backup(&vault, &args.b).await?;
     let (from, to) = (
         entries(&vault, &a, &identity).await?,
         entries(&vault, &b, &identity).await?,
@@ -76,7 +77,7 @@ pub(crate) async fn run(loaded: &Loaded, args: DiffArgs) -> anyhow::Result<Outco
         };
         unless_broken_pipe(show())?;
         unless_broken_pipe(lines.finish())?;
-        Ok(Outcome::Done)
+        Ok(outcome.max(outcome_b))
     })
     .await
 }

@@ -7,7 +7,7 @@ use super::{Outcome, end_of_job, left_out, outcome_of, print_json};
 use crate::args::{JobArgs, JobCommand, JobListArgs};
 use crate::client::Client;
 use crate::render::{self, NONE};
-use crate::wait::{Waited, wait_for};
+use crate::wait::{Waited, wait_for_one};
 
 /// `GET /api/v1/jobs`
 #[derive(Debug, Deserialize)]
@@ -70,20 +70,16 @@ pub(crate) async fn jobs(
 async fn wait(client: &Client, args: &JobArgs) -> anyhow::Result<Outcome> {
     // A mistyped id is an error at once, not after a minute of patience.
     client.job(args.id).await?;
-    let Waited::Ended(jobs) = wait_for(client, &[args.id]).await? else {
+    let Waited::Ended(job) = wait_for_one(client, args.id).await? else {
         return Ok(Outcome::Interrupted);
     };
-    let mut outcome = Outcome::Done;
-    for job in &jobs {
-        outcome = outcome.max(outcome_of(&job.value));
-        if args.json {
-            print_json(job)?;
-        } else {
-            render::print(&end_of_job(&job.value))?;
-            render::print(&left_out::text(client, &job.value).await)?;
-        }
+    if args.json {
+        print_json(&job)?;
+    } else {
+        render::print(&end_of_job(&job.value))?;
+        render::print(&left_out::text(client, &job.value).await)?;
     }
-    Ok(outcome)
+    Ok(outcome_of(&job.value))
 }
 
 /// Jobs without ids, for a first look.

@@ -6,12 +6,13 @@ use anyhow::Context as _;
 use chrono::{TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use strongroom_runtime::Loaded;
+use strongroom_runtime::entry::one_line;
 use strongroom_vault::{KeyUse, RetiredDependency, Rotation, WriterKey};
 
 use super::Outcome;
 use crate::keys::write_private;
 use crate::render::{self, Tone};
-use crate::vault_access::{StoreArgs, beside, read_identity};
+use crate::vault_access::{StoreArgs, beside, read_identity, tell_passed_over};
 
 /// So long a backup may depend on recipients that are no longer in force before that is worth a warning.
 const RETIRED_GRACE: TimeDelta = TimeDelta::days(90);
@@ -25,7 +26,8 @@ pub(crate) enum KeysCommand {
     Rotate(RotateArgs),
     /// Show the keys, and which backups depend on which
     ///
-    /// Exit code 2 when a backup that is kept needs an identity whose recipients went out of force over 90 days ago.
+    /// Exit code 2 when a backup that is kept needs an identity whose recipients went out of force over 90 days ago, or when
+    /// it is not known of a backup what it needs, because its receipt or lists are damaged.
     Status(StatusArgs),
 }
 
@@ -144,12 +146,15 @@ async fn status(loaded: &Loaded, args: StatusArgs) -> anyhow::Result<Outcome> {
     let vault = args.store.open(loaded).await?;
     let uses = vault.key_use().await?;
     let retired = uses.retired_dependencies(Utc::now(), RETIRED_GRACE);
+    for backup in &uses.unknown {
+        tell_passed_over(&backup.backup_id, &backup.problem);
+    }
     if args.json {
         render::print(&serde_json::to_string_pretty(&json(&uses, &retired))?)?;
     } else {
         render::print(&text(&uses, &retired))?;
     }
-    Ok(if retired.is_empty() {
+    Ok(if retired.is_empty() && uses.unknown.is_empty() {
         Outcome::Done
     } else {
         Outcome::Warning
@@ -193,11 +198,17 @@ fn json(uses: &KeyUse, retired: &[RetiredDependency]) -> serde_json::Value {
             })
         })
         .collect();
+    let unknown: Vec<_> = uses
+        .unknown
+        .iter()
+        .map(|backup| serde_json::json!({ "backup_id": backup.backup_id, "problem": one_line(&backup.problem) }))
+        .collect();
     serde_json::json!({
         "in_force": uses.generations.last().map(|found| found.number),
         "generations": generations,
         "backups_by_recipient": uses.backups_by_recipient(),
         "backups": backups,
+        "unknown": unknown,
         "retired_but_needed": warnings,
     })
 }
@@ -252,6 +263,17 @@ fn text(uses: &KeyUse, retired: &[RetiredDependency]) -> String {
         ));
         for id in &found.backups {
             text.push_str(&format!("  {id}\n"));
+        }
+    }
+    if !uses.unknown.is_empty() {
+        text.push_str(&format!(
+            "\n{}: it is not known which keys {} backups need, because their receipts or lists are damaged: keep every \
+             identity until `strongroom vault check` finds them sound\n",
+            render::tone(Tone::Warning, "warning"),
+            uses.unknown.len(),
+        ));
+        for backup in &uses.unknown {
+            text.push_str(&format!("  {}\n", backup.backup_id));
         }
     }
     text

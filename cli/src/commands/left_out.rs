@@ -54,6 +54,7 @@ mod tests {
             .map(|number| Missing {
                 name: format!("dir/f{number}\u{1b}[2J"),
                 reason: "permission denied".to_owned(),
+                torn: false,
             })
             .collect()
     }

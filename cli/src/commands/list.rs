@@ -20,7 +20,7 @@ pub(crate) async fn run(loaded: &Loaded, args: ListArgs) -> anyhow::Result<Outco
 async fn entries_of(loaded: &Loaded, backup: &str, args: &ListArgs) -> anyhow::Result<Outcome> {
     let vault = args.store.open(loaded).await?;
     let identity = args.identity.read(loaded)?;
-    let id = find_backup(&vault, backup).await?;
+    let (id, outcome) = find_backup(&vault, backup).await?;
     let shape = Shape::of(args.json, args.long);
     let found = entries::list(&vault, &id, &identity, args.path.as_deref(), shape).await?;
     anyhow::ensure!(
@@ -28,7 +28,7 @@ async fn entries_of(loaded: &Loaded, backup: &str, args: &ListArgs) -> anyhow::R
         "the backup holds nothing at {}",
         render::safe(args.path.as_deref().unwrap_or_default())
     );
-    Ok(Outcome::Done)
+    Ok(outcome)
 }
 
 async fn backups(client: &Client, args: ListArgs) -> anyhow::Result<Outcome> {

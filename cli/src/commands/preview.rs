@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 use strongroom_proto::TargetKind;
-use strongroom_proto::api::{CreateRestore, JobView, RestoreCreated};
+use strongroom_proto::api::{CreateRestore, JobView};
 use strongroom_proto::receipt::Method;
 use strongroom_proto::restore::RestoreChanges;
 use strongroom_proto::timeline::{RestorePreview, WalPreview};
@@ -11,7 +11,7 @@ use super::timeline::{end, moment, timelines};
 use super::{Outcome, changes, end_of_job, outcome_of, print_json};
 use crate::client::{Answer, Client};
 use crate::render;
-use crate::wait::{Waited, wait_for};
+use crate::wait::{Waited, wait_for_one};
 
 pub(super) enum Form {
     Text,
@@ -32,26 +32,20 @@ pub(super) async fn run(client: &Client, request: CreateRestore, form: Form) -> 
         }
         return Ok(Outcome::Done);
     };
-    let created = client
-        .post::<RestoreCreated>(&["api", "v1", "restore", "create"], Some(&trial))
-        .await?;
-    let Waited::Ended(jobs) = wait_for(client, &[created.value.restore_id]).await? else {
+    let created = client.create_restore(&trial).await?;
+    let Waited::Ended(job) = wait_for_one(client, created.value.restore_id).await? else {
         return Ok(Outcome::Interrupted);
     };
-    let mut outcome = Outcome::Done;
-    for job in &jobs {
-        outcome = outcome.max(outcome_of(&job.value));
-        let changes = changes::of(client, &job.value).await?;
-        match (&changes, is_text) {
-            (Some(changes), true) => render::print(&changes::summary(&changes.value))?,
-            (None, true) => render::print(&format!("what would change is not known: {}", end_of_job(&job.value)))?,
-            (_, false) => render::print(&document(&plan.json, changes.as_ref(), &job.value)?)?,
-        }
+    let changes = changes::of(client, &job.value).await?;
+    match (&changes, is_text) {
+        (Some(changes), true) => render::print(&changes::summary(&changes.value))?,
+        (None, true) => render::print(&format!("what would change is not known: {}", end_of_job(&job.value)))?,
+        (_, false) => render::print(&document(&plan.json, changes.as_ref(), &job.value)?)?,
     }
     if is_text {
         render::print("nothing was touched")?;
     }
-    Ok(outcome)
+    Ok(outcome_of(&job.value))
 }
 
 /// The dry run that tells what would change; `None` where there is none: a whole cluster goes into an empty folder, and
@@ -99,7 +93,14 @@ fn text(preview: &RestorePreview) -> String {
             "taken as",
             render::or_none(preview.method, |method| noun(method).to_owned()),
         ),
-        ("to fetch", render::bytes(preview.content_bytes)),
+        (
+            "to fetch",
+            // What was stored of it alone says less: chunks that older backups brought are fetched as well.
+            format!(
+                "{} before compression, so that much or less",
+                render::bytes(preview.content_bytes)
+            ),
+        ),
     ];
     if let Some(wal) = &preview.wal {
         facts.extend(wal_facts(wal));

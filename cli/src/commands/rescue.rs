@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use strongroom_connectors::StreamsAsFiles;
-use strongroom_connectors::files::{self, Change, Existing, FilesRestored, RestoreOptions, Selection};
+use strongroom_connectors::files::{self, Change, Existing, FilesRestored, Lacks, RestoreOptions, Selection};
 use strongroom_proto::manifest::{Entry, EntrySink, EntrySource as _};
 use strongroom_proto::receipt::{BackupReceipt, ReceiptStatus};
 use strongroom_proto::{BackupId, TargetKind};
@@ -82,7 +82,8 @@ pub(crate) struct RestoreArgs {
     /// Only what this pattern matches, written as in .gitignore; may be repeated
     #[arg(long = "include", value_name = "PATTERN")]
     include: Vec<String>,
-    /// Write only what differs from the backup into a folder that is not empty: to go on after an interruption
+    /// Write only what differs from the backup into a folder that is not empty: to go on after an interruption. Files of the
+    /// same length are read and compared
     #[arg(long)]
     in_place: bool,
 }
@@ -107,7 +108,7 @@ pub(crate) async fn run(args: RescueArgs) -> anyhow::Result<Outcome> {
         RescueCommand::Ls(ls) => match &ls.backup {
             None => list_backups(&vault, ls.json).await,
             Some(backup) => {
-                let id = find_backup(&vault, backup).await?;
+                let (id, outcome) = find_backup(&vault, backup).await?;
                 let shape = Shape::of(ls.json, ls.long);
                 let found = entries::list(&vault, &id, &identity()?, ls.path.as_deref(), shape).await?;
                 anyhow::ensure!(
@@ -115,16 +116,18 @@ pub(crate) async fn run(args: RescueArgs) -> anyhow::Result<Outcome> {
                     "the backup holds nothing at {}",
                     render::safe(ls.path.as_deref().unwrap_or_default())
                 );
-                Ok(Outcome::Done)
+                Ok(outcome)
             }
         },
         RescueCommand::Verify(verify) => {
-            let id = find_backup(&vault, &verify.backup).await?;
-            verify_backup(&vault, &id, &identity()?, verify.json).await
+            let (id, outcome) = find_backup(&vault, &verify.backup).await?;
+            let verified = verify_backup(&vault, &id, &identity()?, verify.json).await?;
+            Ok(verified.max(outcome))
         }
         RescueCommand::Restore(restore) => {
-            let id = find_backup(&vault, &restore.backup).await?;
-            restore_backup(&vault, &id, &identity()?, restore).await
+            let (id, outcome) = find_backup(&vault, &restore.backup).await?;
+            let restored = restore_backup(&vault, &id, &identity()?, restore).await?;
+            Ok(restored.max(outcome))
         }
     }
 }
@@ -150,7 +153,7 @@ async fn list_backups(vault: &Vault, is_json: bool) -> anyhow::Result<Outcome> {
     for id in vault.backups().await?.into_iter().rev() {
         let row = match vault.receipt(&id).await {
             Ok(None) => continue,
-            Err(error) if error.is_retryable() => return Err(error.into()),
+            Err(error) if !error.is_damage() => return Err(error.into()),
             Ok(Some(committed)) => {
                 let receipt = committed.receipt;
                 json.push(serde_json::to_value(BackupJson {
@@ -286,10 +289,17 @@ async fn restore_backup(
         },
         delete: false,
         dry_run: false,
+        // What lies there is not what was backed up, but what was restored of it so far.
+        backup_began: None,
+        lacks: Lacks::nothing(),
     };
     let destination = args.destination.clone();
     let (restored, skipped, receipt) = entries::with_backup(vault, id, identity, move |reader| {
         let receipt = reader.receipt().receipt.clone();
+        let options = RestoreOptions {
+            lacks: Lacks::of(&receipt.missing, &receipt.source),
+            ..options
+        };
         let mut skipped = 0_u64;
         let mut changed = |change: Change, path: &Path, reason: Option<&str>| {
             if change == Change::Skip {

@@ -9,7 +9,7 @@ use super::{Outcome, changes, end_of_job, outcome_of, preview, print_json};
 use crate::args::RestoreArgs;
 use crate::client::Client;
 use crate::render;
-use crate::wait::{Waited, wait_for};
+use crate::wait::{Waited, wait_for_one};
 
 pub(crate) async fn run(client: &Client, args: RestoreArgs) -> anyhow::Result<Outcome> {
     let destination = match args.destination.as_deref() {
@@ -57,9 +57,7 @@ pub(crate) async fn run(client: &Client, args: RestoreArgs) -> anyhow::Result<Ou
         };
         return preview::run(client, request, form).await;
     }
-    let created = client
-        .post::<RestoreCreated>(&["api", "v1", "restore", "create"], Some(&request))
-        .await?;
+    let created = client.create_restore(&request).await?;
     if !args.json {
         render::print(&created_text(&created.value, destination.as_deref()))?;
     }
@@ -70,24 +68,20 @@ pub(crate) async fn run(client: &Client, args: RestoreArgs) -> anyhow::Result<Ou
         }
         return Ok(Outcome::Done);
     }
-    let Waited::Ended(jobs) = wait_for(client, &[created.value.restore_id]).await? else {
+    let Waited::Ended(job) = wait_for_one(client, created.value.restore_id).await? else {
         return Ok(Outcome::Interrupted);
     };
-    let mut outcome = Outcome::Done;
-    for job in &jobs {
-        outcome = outcome.max(outcome_of(&job.value));
-        let changes = changes::of(client, &job.value).await?;
-        match changes {
-            Some(changes) if args.json && args.dry_run => print_json(&changes)?,
-            _ if args.json => print_json(job)?,
-            Some(changes) => {
-                render::print(&end_of_job(&job.value))?;
-                render::print(&changes::listing(&changes.value))?;
-            }
-            None => render::print(&end_of_job(&job.value))?,
+    let changes = changes::of(client, &job.value).await?;
+    match changes {
+        Some(changes) if args.json && args.dry_run => print_json(&changes)?,
+        _ if args.json => print_json(&job)?,
+        Some(changes) => {
+            render::print(&end_of_job(&job.value))?;
+            render::print(&changes::listing(&changes.value))?;
         }
+        None => render::print(&end_of_job(&job.value))?,
     }
-    Ok(outcome)
+    Ok(outcome_of(&job.value))
 }
 
 /// A value, or the content of the file that `@FILE` names.

@@ -1,21 +1,19 @@
 //! `strongroom verify`
 
-use strongroom_proto::api::{CreateVerify, VerifyCreated};
+use strongroom_proto::api::CreateVerify;
 
 use super::{Outcome, end_of_job, named, outcome_of, print_json};
 use crate::args::VerifyArgs;
 use crate::client::Client;
 use crate::render;
-use crate::wait::{Waited, wait_for};
+use crate::wait::{Waited, wait_for_one};
 
 pub(crate) async fn run(client: &Client, args: VerifyArgs) -> anyhow::Result<Outcome> {
     let backup = named::find_one(client, &args.backup).await?;
     let request = CreateVerify {
         backup_id: backup.to_string(),
     };
-    let created = client
-        .post::<VerifyCreated>(&["api", "v1", "backup", "verify"], Some(&request))
-        .await?;
+    let created = client.create_verify(&request).await?;
     let job = created.value.job_id;
     if !args.wait {
         if args.json {
@@ -28,20 +26,17 @@ pub(crate) async fn run(client: &Client, args: VerifyArgs) -> anyhow::Result<Out
         }
         return Ok(Outcome::Done);
     }
-    let Waited::Ended(jobs) = wait_for(client, &[job]).await? else {
+    let Waited::Ended(job) = wait_for_one(client, job).await? else {
         return Ok(Outcome::Interrupted);
     };
-    let mut outcome = Outcome::Done;
-    for job in &jobs {
-        outcome = outcome.max(outcome_of(&job.value));
-        if args.json {
-            print_json(job)?;
-        } else {
-            render::print(&end_of_job(&job.value))?;
+    let outcome = outcome_of(&job.value);
+    if args.json {
+        print_json(&job)?;
+    } else {
+        render::print(&end_of_job(&job.value))?;
+        if outcome == Outcome::Done {
+            render::print(&format!("`strongroom receipt show {backup}` shows what was checked."))?;
         }
-    }
-    if outcome == Outcome::Done && !args.json {
-        render::print(&format!("`strongroom receipt show {backup}` shows what was checked."))?;
     }
     Ok(outcome)
 }

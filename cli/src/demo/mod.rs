@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use strongroom_proto::api::{BackupCreated, CreateBackup, CreateRestore, JobView, ReceiptView, RestoreCreated};
+use strongroom_proto::api::{BackupCreated, CreateBackup, CreateRestore, JobView, ReceiptView};
 use strongroom_proto::{BackupType, JobId, JobStatus, TargetName};
 use strongroom_runtime::{LoadOptions, Loaded};
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::client::{Answer, Client};
 use crate::commands::{backup, receipt, target};
 use crate::render::{self, Tone};
-use crate::wait::{Waited, wait_for};
+use crate::wait::{Waited, wait_for_one};
 use fleet::Fleet;
 use sample::{SAMPLE_DATABASE, Sample};
 
@@ -152,8 +152,7 @@ impl Demo {
         };
         let began = Instant::now();
         loop {
-            let path = ["api", "v1", "backup", "create"];
-            match client.post::<BackupCreated>(&path, Some(&request)).await {
+            match client.create_backup(&request).await {
                 Ok(created) => return Ok(created.value),
                 // The coordinator reads the targets folder about once a second.
                 Err(error) if error.is_refused() && began.elapsed() < TARGET_APPEARS_WITHIN => {
@@ -172,11 +171,7 @@ impl Demo {
             destination: Some(sample.url(RESTORED_DATABASE)?.into()),
             ..CreateRestore::default()
         };
-        let path = ["api", "v1", "restore", "create"];
-        let created = client
-            .post::<RestoreCreated>(&path, Some(&request))
-            .await
-            .context("ask for the restore")?;
+        let created = client.create_restore(&request).await.context("ask for the restore")?;
         end_of(client, created.value.restore_id).await.map(drop)
     }
 
@@ -254,10 +249,9 @@ impl Demo {
 
 /// Waits for a job, and takes anything but its completion for an error.
 async fn end_of(client: &Client, job: JobId) -> anyhow::Result<JobView> {
-    let Waited::Ended(jobs) = wait_for(client, &[job]).await? else {
+    let Waited::Ended(Answer { value: job, .. }) = wait_for_one(client, job).await? else {
         bail!("stopped");
     };
-    let job = jobs.into_iter().next().context("the job has no end")?.value;
     if job.status != JobStatus::Completed {
         let reason = job.error.as_deref().unwrap_or("no reason was given");
         bail!("the {} ended as {}: {reason}", job.kind, job.status);

@@ -5,19 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use strongroom_bus::{Bus, BusConfig, ConsumerSpec, Outgoing, consume};
+use strongroom_bus::{Bus, BusConfig, ConnectError, ConsumerSpec, Outgoing, consume};
 use strongroom_testkit::{Nats, wait_for_async};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 const SOON: Duration = Duration::from_secs(30);
 
-async fn bus(server: &Nats) -> Bus {
+async fn connect(url: String) -> Result<Bus, ConnectError> {
     let config = BusConfig {
-        url: server.url(),
+        url,
         ..BusConfig::default()
     };
-    let bus = Bus::connect(&config, "test").await.unwrap();
+    Bus::connect(&config, "test").await
+}
+
+async fn bus(server: &Nats) -> Bus {
+    let bus = connect(server.url()).await.unwrap();
     bus.ensure_streams().await.unwrap();
     bus
 }
@@ -174,19 +178,8 @@ async fn a_server_that_is_too_old_is_refused_with_what_to_do() {
             });
         }
     });
-    let refused = Bus::connect(
-        &BusConfig {
-            url,
-            ..BusConfig::default()
-        },
-        "test",
-    )
-    .await
-    .unwrap_err();
-    assert!(
-        refused.to_string().contains("2.9.10") && refused.to_string().contains("upgrade"),
-        "{refused}"
-    );
+    let refused = connect(url).await.unwrap_err().to_string();
+    assert!(refused.contains("2.9.10") && refused.contains("upgrade"), "{refused}");
 }
 
 #[tokio::test]
@@ -197,16 +190,8 @@ async fn a_server_without_jetstream_is_refused_with_what_to_do() {
         strongroom_testkit::Process::start(&binary, ["-a", "127.0.0.1", "-p", &port.to_string()], [("A", "b")])
             .unwrap();
     let url = format!("nats://127.0.0.1:{port}");
-    let refused = Bus::connect(
-        &BusConfig {
-            url,
-            ..BusConfig::default()
-        },
-        "test",
-    )
-    .await
-    .unwrap_err();
-    assert!(refused.to_string().contains("JetStream"), "{refused}");
+    let refused = connect(url).await.unwrap_err().to_string();
+    assert!(refused.contains("JetStream"), "{refused}");
 }
 
 #[tokio::test]
@@ -214,16 +199,6 @@ async fn user_and_password_of_the_url_are_shown_to_the_server() {
     let server =
         Nats::start_with("authorization { users: [ { user: strongroom, password: \"p@ss word\" } ] }").unwrap();
     let url = |userinfo: &str| server.url().replace("nats://", &format!("nats://{userinfo}@"));
-    let connect = |url: String| async move {
-        Bus::connect(
-            &BusConfig {
-                url,
-                ..BusConfig::default()
-            },
-            "test",
-        )
-        .await
-    };
     connect(url("strongroom:p%40ss%20word")).await.unwrap();
     assert!(connect(url("strongroom:wrong")).await.is_err());
 }

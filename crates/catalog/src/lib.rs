@@ -35,6 +35,7 @@ use sqlx::{ConnectOptions, PgPool};
 
 use audit::AuditEntry;
 pub use backups::{BackupFilter, OwedVerification};
+pub use chunks::{FoundChunk, ListedPack};
 pub use clusters::ClusterBackup;
 pub use dispatch::{DispatchLimits, Dispatched};
 pub use error::CatalogError;
@@ -45,7 +46,7 @@ pub use listen::Listener;
 pub use outbox::OutboxMessage;
 pub use scenarios::Scenario;
 pub use status::Totals;
-pub use wal_streams::{WalClaim, WalProgress, WalStream};
+pub use wal_streams::{WalClaim, WalNews, WalProgress, WalStream};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 

@@ -1,7 +1,7 @@
 //! Which WAL a vault holds, as ranges without a hole, and the histories of its timelines.
 //!
-//! The vault's pieces are the truth; what is here is filled by whoever stores one, and again by a rebuild. Adding in any
-//! order, twice, or with overlaps comes to the same.
+//! The vault's pieces are the truth; what is here is filled by whoever stores one, by who looks into the vault for pieces that
+//! nobody told of, and again by a rebuild. Adding in any order, twice, or with overlaps comes to the same.
 
 use std::collections::VecDeque;
 

@@ -32,10 +32,21 @@ pub struct WalProgress {
     pub timeline: u32,
     /// The end of what is durable in the vault.
     pub received_to: Lsn,
-    /// The server's clock at that time.
-    pub server_time: DateTime<Utc>,
+    /// Until when the vault has everything by the server's clock, where that is known.
+    pub server_time: Option<DateTime<Utc>>,
     /// How much the server has written that is not in the vault, where that is known.
     pub behind_bytes: Option<u64>,
+    /// What there is to tell.
+    pub news: WalNews,
+}
+
+/// Whether anything came of receiving since that was told last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalNews {
+    /// WAL became durable, or the server had none. What failed before is over.
+    Progressed,
+    /// Nothing did, though the server may have been reached.
+    None,
 }
 
 /// The stream of WAL of one target, and the vault it goes to.
@@ -47,6 +58,10 @@ pub struct WalStream {
     pub vault: VaultId,
     /// How it stands.
     pub view: WalStreamView,
+    /// When WAL became durable, or the server had none; whoever claims the stream meanwhile.
+    pub progressed_at: Option<DateTime<Utc>>,
+    /// Whether that was under the claim that is held now, so that what was received is what this server has.
+    pub progressed_in_claim: bool,
 }
 
 impl Catalog {
@@ -68,6 +83,7 @@ impl Catalog {
                  timeline = CASE WHEN s.vault_id = $2 THEN s.timeline END,
                  received_to = CASE WHEN s.vault_id = $2 THEN s.received_to END,
                  server_time = CASE WHEN s.vault_id = $2 THEN s.server_time END,
+                 progressed_at = CASE WHEN s.vault_id = $2 THEN s.progressed_at END,
                  vault_id = $2, slot = $3, holder = $4, lease_until = now() + make_interval(secs => $5),
                  claim = s.claim + 1, updated_at = now()
              WHERE s.lease_until IS NULL OR s.lease_until < now()
@@ -101,7 +117,9 @@ impl Catalog {
                  system_identifier = coalesce($5, system_identifier), timeline = coalesce($6, timeline),
                  received_to = coalesce($7::pg_lsn, received_to), server_time = coalesce($8, server_time),
                  behind_bytes = CASE WHEN $6 IS NULL THEN behind_bytes ELSE $9 END,
-                 last_error = CASE WHEN $6 IS NULL THEN last_error END
+                 last_error = CASE WHEN NOT $10 THEN last_error END,
+                 progressed_at = CASE WHEN $10 THEN now() ELSE progressed_at END,
+                 progressed_claim = CASE WHEN $10 THEN claim ELSE progressed_claim END
              WHERE target_identifier = $1 AND holder = $2 AND claim = $3",
         )
         .bind(claim.target.as_str())
@@ -111,8 +129,9 @@ impl Catalog {
         .bind(progress.map(|p| p.system_identifier.to_string()))
         .bind(progress.map(|p| i64::from(p.timeline)))
         .bind(progress.map(|p| p.received_to.to_string()))
-        .bind(progress.map(|p| p.server_time))
+        .bind(progress.and_then(|p| p.server_time))
         .bind(progress.and_then(|p| p.behind_bytes).map(bytes_column))
+        .bind(progress.is_some_and(|p| p.news == WalNews::Progressed))
         .execute(&self.pool)
         .await
         .map_err(|e| CatalogError::new("renew the lease of a stream of WAL", e))?;
@@ -123,7 +142,7 @@ impl Catalog {
         })
     }
 
-    /// Writes down why receiving failed; the next progress takes it back.
+    /// Writes down why receiving failed; it stands until something comes of it, whoever claims the stream.
     pub async fn fail_wal_stream(&self, claim: &WalClaim, error: &str) -> Result<LeaseState, CatalogError> {
         let done = sqlx::query(
             "UPDATE wal_streams SET last_error = $4, updated_at = now()
@@ -173,7 +192,8 @@ impl Catalog {
         let rows = sqlx::query(
             "SELECT target_identifier, vault_id, system_identifier, slot,
                  CASE WHEN lease_until >= now() THEN holder END AS holder, timeline, received_to::text, server_time,
-                 behind_bytes, last_error, updated_at
+                 behind_bytes, last_error, updated_at, progressed_at,
+                 (lease_until >= now() AND progressed_claim = claim) IS TRUE AS progressed_in_claim
              FROM wal_streams WHERE $1::text IS NULL OR target_identifier = $1 ORDER BY target_identifier",
         )
         .bind(target.map(TargetName::as_str))
@@ -208,5 +228,7 @@ fn stream_of(row: &PgRow) -> Result<WalStream, CatalogError> {
             last_error: column(row, "last_error")?,
             updated_at: column(row, "updated_at")?,
         },
+        progressed_at: column(row, "progressed_at")?,
+        progressed_in_claim: column(row, "progressed_in_claim")?,
     })
 }

@@ -15,6 +15,7 @@ use strongroom_proto::manifest::{Entry, EntrySink};
 use strongroom_proto::receipt::{Missing, SourceFacts};
 
 use crate::child::{Input, Output, ToolChild, ToolOutput, describe};
+use crate::sink::may_be_stored_later;
 
 const READ_BYTES: usize = 512 << 10;
 const MEDIA: &str = "command-output";
@@ -105,9 +106,7 @@ impl CommandError {
                 !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
             }
             Self::TimedOut { .. } | Self::Failed { .. } => true,
-            Self::Sink { source, .. } => {
-                !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Sink { source, .. } => may_be_stored_later(source),
         }
     }
 }

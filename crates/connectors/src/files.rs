@@ -10,6 +10,7 @@ mod descend;
 mod drill;
 mod exclude;
 mod facts;
+mod lacks;
 mod metadata;
 mod missing;
 mod names;
@@ -30,7 +31,10 @@ use std::path::PathBuf;
 
 use strongroom_proto::receipt::{Missing, SourceFacts};
 
+use crate::sink::may_be_stored_later;
+
 pub use drill::{FilesDrillError, drill_files};
+pub use lacks::{Lacks, Untold};
 pub(crate) use paths::path_of;
 pub use restore::{Change, Existing, FilesRestore, FilesRestoreError, FilesRestored, RestoreOptions, restore};
 pub use select::{PatternError, Selection, SelectionError};
@@ -131,11 +135,33 @@ impl FilesError {
     /// Whether another attempt can succeed without anybody doing anything.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Sink { source, .. } => {
-                !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Sink { source, .. } => may_be_stored_later(source),
             Self::Vanished { .. } => true,
             Self::Exclude { .. } | Self::Root { .. } | Self::NotADirectory { .. } => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_vault_refuses_is_not_tried_again() {
+        let is_retryable = |kind: io::ErrorKind| {
+            let path = "a".to_owned();
+            let source = io::Error::new(kind, "not stored");
+            FilesError::Sink { path, source }.is_retryable()
+        };
+        for kind in [
+            io::ErrorKind::PermissionDenied,
+            io::ErrorKind::InvalidData,
+            io::ErrorKind::StorageFull,
+        ] {
+            assert!(!is_retryable(kind), "{kind}");
+        }
+        for kind in [io::ErrorKind::Other, io::ErrorKind::TimedOut] {
+            assert!(is_retryable(kind), "{kind}");
         }
     }
 }

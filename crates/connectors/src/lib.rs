@@ -15,6 +15,7 @@ pub mod files;
 pub mod hook;
 pub mod postgres;
 mod scratch;
+mod sink;
 mod streams;
 
 pub use child::Stop;

@@ -32,6 +32,8 @@ pub struct ChunkPlace {
     pub pack: Sha256Digest,
     /// The index object that lists the pack.
     pub index_object: Sha256Digest,
+    /// The size of the pack as stored, in bytes, where the index object tells.
+    pub pack_bytes: Option<u64>,
 }
 
 /// What an index object lists.
@@ -39,8 +41,19 @@ pub struct ChunkPlace {
 pub struct IndexedChunks {
     /// The index object.
     pub index_object: Sha256Digest,
-    /// Each pack with its chunks.
-    pub packs: Vec<(Sha256Digest, Vec<ChunkId>)>,
+    /// Its packs.
+    pub packs: Vec<IndexedPack>,
+}
+
+/// A pack that an index object lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexedPack {
+    /// The pack.
+    pub pack: Sha256Digest,
+    /// Its size as stored, in bytes, where the index object tells.
+    pub pack_bytes: Option<u64>,
+    /// The chunks in it.
+    pub chunks: Vec<ChunkId>,
 }
 
 /// Why a table did not answer.
@@ -59,7 +72,14 @@ pub trait ChunkTable: Send + Sync {
     /// Forgets what index objects list that are no longer in the vault.
     async fn forget(&self, vault: VaultId, index_objects: &[Sha256Digest]) -> Result<(), TableError>;
     /// Where each of these chunks lies, in their order; `None` for one that no index object lists.
-    async fn look_up(&self, vault: VaultId, chunks: &[ChunkId]) -> Result<Vec<Option<ChunkPlace>>, TableError>;
+    ///
+    /// A chunk may lie in several packs. Places in the packs of `without`, which are gone or damaged, do not count.
+    async fn look_up(
+        &self,
+        vault: VaultId,
+        chunks: &[ChunkId],
+        without: &[Sha256Digest],
+    ) -> Result<Vec<Option<ChunkPlace>>, TableError>;
 }
 
 /// The chunks of a vault that a writer need not store again; shared by all jobs of a process.
@@ -176,10 +196,14 @@ impl ChunkIndex {
             return Ok(None);
         }
         // Whole or not at all: a damaged object adds nothing.
-        let mut packs: Vec<(Sha256Digest, Vec<ChunkId>)> = Vec::new();
+        let mut packs: Vec<IndexedPack> = Vec::new();
         body.for_each(&self.macs, |line| match packs.last_mut() {
-            Some((pack, chunks)) if *pack == line.pack => chunks.push(line.chunk),
-            _ => packs.push((line.pack, vec![line.chunk])),
+            Some(last) if last.pack == line.pack => last.chunks.push(line.chunk),
+            _ => packs.push(IndexedPack {
+                pack: line.pack,
+                pack_bytes: line.pack_bytes,
+                chunks: vec![line.chunk],
+            }),
         })?;
         Ok(Some(IndexedChunks { index_object, packs }))
     }
@@ -190,7 +214,11 @@ impl ChunkIndex {
             index_object: object.digest,
             packs: packs
                 .iter()
-                .map(|pack| (pack.digest, pack.chunks.iter().map(|chunk| chunk.chunk).collect()))
+                .map(|pack| IndexedPack {
+                    pack: pack.digest,
+                    pack_bytes: Some(pack.sealed_bytes),
+                    chunks: pack.chunks.iter().map(|chunk| chunk.chunk).collect(),
+                })
                 .collect(),
         };
         self.table.add(self.vault, chunks).await.map_err(table_error)
@@ -209,8 +237,14 @@ impl ChunkIndex {
         Ok(false)
     }
 
-    pub(crate) async fn look_up(&self, chunks: &[ChunkId]) -> Result<Vec<Option<ChunkPlace>>, ReadError> {
-        self.table.look_up(self.vault, chunks).await.map_err(table_error)
+    /// Where each of these chunks lies, in their order, other than in these packs.
+    pub(crate) async fn look_up(
+        &self,
+        chunks: &[ChunkId],
+        without: &[Sha256Digest],
+    ) -> Result<Vec<Option<ChunkPlace>>, ReadError> {
+        let found = self.table.look_up(self.vault, chunks, without).await;
+        found.map_err(table_error)
     }
 
     pub(crate) fn is_of(&self, vault: &Vault) -> bool {
@@ -229,6 +263,8 @@ struct MemoryTable(RwLock<Held>);
 #[derive(Default)]
 struct Held {
     chunks: HashMap<ChunkId, u32, BuildHasherDefault<ChunkIdHasher>>,
+    /// The other packs of the few chunks that lie in several.
+    more: HashMap<ChunkId, Vec<u32>, BuildHasherDefault<ChunkIdHasher>>,
     /// Pack and index object; `None` for one that is gone.
     packs: Vec<Option<ChunkPlace>>,
     objects: HashSet<Sha256Digest>,
@@ -248,16 +284,28 @@ impl ChunkTable for MemoryTable {
         if !held.objects.insert(index_object) {
             return Ok(());
         }
-        for (pack, chunks) in added.packs {
+        for IndexedPack {
+            pack,
+            pack_bytes,
+            chunks,
+        } in added.packs
+        {
             let number = held.packs.len() as u32;
-            held.packs.push(Some(ChunkPlace { pack, index_object }));
+            held.packs.push(Some(ChunkPlace {
+                pack,
+                index_object,
+                pack_bytes,
+            }));
             for chunk in chunks {
                 let known = held
                     .chunks
                     .get(&chunk)
                     .and_then(|number| held.packs.get(*number as usize));
-                if !matches!(known, Some(Some(_))) {
-                    held.chunks.insert(chunk, number);
+                match known {
+                    Some(Some(_)) => held.more.entry(chunk).or_default().push(number),
+                    _ => {
+                        held.chunks.insert(chunk, number);
+                    }
                 }
             }
         }
@@ -269,16 +317,35 @@ impl ChunkTable for MemoryTable {
         for object in index_objects {
             held.objects.remove(object);
         }
-        let Held { packs, objects, .. } = &mut *held;
-        for pack in packs {
+        let Held {
+            packs, objects, more, ..
+        } = &mut *held;
+        for pack in &mut *packs {
             pack.take_if(|place| !objects.contains(&place.index_object));
         }
+        more.retain(|_, numbers| {
+            numbers.retain(|number| matches!(packs.get(*number as usize), Some(Some(_))));
+            !numbers.is_empty()
+        });
         Ok(())
     }
 
-    async fn look_up(&self, _: VaultId, chunks: &[ChunkId]) -> Result<Vec<Option<ChunkPlace>>, TableError> {
+    async fn look_up(
+        &self,
+        _: VaultId,
+        chunks: &[ChunkId],
+        without: &[Sha256Digest],
+    ) -> Result<Vec<Option<ChunkPlace>>, TableError> {
         let held = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let place = |chunk| held.packs.get(*held.chunks.get(chunk)? as usize).copied().flatten();
+        let without: HashSet<&Sha256Digest> = without.iter().collect();
+        let in_pack = |number: &u32| {
+            let place = held.packs.get(*number as usize).copied().flatten();
+            place.filter(|place| !without.contains(&place.pack))
+        };
+        let place = |chunk: &ChunkId| {
+            let first = held.chunks.get(chunk)?;
+            in_pack(first).or_else(|| held.more.get(chunk)?.iter().find_map(in_pack))
+        };
         Ok(chunks.iter().map(place).collect())
     }
 }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) const CHUNKER_KIND: &str = "fastcdc-v2020";
 /// No chunk of any vault is longer.
 pub(crate) const CHUNK_MAX_BYTES: usize = 4 * 1024 * 1024;
-const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+/// Several times what is looked at before a cut, so that what is left over is seldom moved to the front.
+const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 
 /// How the content of a vault is cut; `vault.json` says it, and it never changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,7 +21,7 @@ use crate::store::{Store, sha256};
 
 /// An index object is closed with the pack that brings it over this many lines.
 const INDEX_LINES: usize = 200_000;
-/// A line is about 230 bytes.
+/// A line is about 230 bytes, the first of a pack 25 more.
 const LINE_BYTES: u64 = 1024;
 /// The longest frame zstd makes of the longest chunk, with room to spare.
 const FRAME_STORED_MAX_BYTES: usize = CHUNK_MAX_BYTES + CHUNK_MAX_BYTES / 128 + 1024;
@@ -38,6 +38,9 @@ pub(crate) struct IndexLine {
     pub(crate) offset: u64,
     pub(crate) stored: u32,
     pub(crate) raw: u32,
+    /// The size of the pack as stored, which its first line tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pack_bytes: Option<u64>,
 }
 
 /// The first line of an index object.
@@ -75,6 +78,7 @@ pub(crate) fn encode(packs: &[StoredPack], keys: &IndexKeys, key: &MacKey) -> io
     };
     let (mut frame, mut line_count, mut first) = (begin()?, 0, 0);
     for (number, pack) in packs.iter().enumerate() {
+        let mut pack_bytes = Some(pack.sealed_bytes);
         for chunk in &pack.chunks {
             let line = IndexLine {
                 chunk: chunk.chunk,
@@ -82,6 +86,7 @@ pub(crate) fn encode(packs: &[StoredPack], keys: &IndexKeys, key: &MacKey) -> io
                 offset: chunk.offset,
                 stored: chunk.stored_bytes,
                 raw: chunk.raw_bytes,
+                pack_bytes: pack_bytes.take(),
             };
             serde_json::to_writer(&mut frame, &line)?;
             frame.write_all(b"\n")?;

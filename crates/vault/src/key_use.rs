@@ -42,13 +42,24 @@ pub struct BackupKeys {
     pub generations: BTreeSet<u32>,
 }
 
+/// A backup of which it cannot be told what it depends on.
+#[derive(Debug)]
+pub struct UnknownKeys {
+    /// The backup.
+    pub backup_id: BackupId,
+    /// What of it is missing, damaged or not to be trusted.
+    pub problem: ReadError,
+}
+
 /// What keys there are, and what depends on them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct KeyUse {
     /// The oldest first; the last one is in force.
     pub generations: Vec<KeyGeneration>,
-    /// Every backup that is kept.
+    /// Every backup that is kept, but those that are [`unknown`](Self::unknown).
     pub backups: Vec<BackupKeys>,
+    /// Backups whose receipt or lists are missing or damaged: they may depend on any keys.
+    pub unknown: Vec<UnknownKeys>,
 }
 
 /// Backups that only identities open whose recipients are no longer in force.
@@ -97,7 +108,8 @@ impl KeyUse {
 }
 
 impl Vault {
-    /// What keys there are, and which backups depend on which. An error where a backup's receipt or lists are damaged.
+    /// What keys there are, and which backups depend on which. An error where the store fails; a backup whose receipt or
+    /// lists are damaged is told of among the others.
     pub async fn key_use(&self) -> Result<KeyUse, ReadError> {
         let vault = self.newer().await?.unwrap_or_else(|| self.clone());
         let generations = vault.generations().map(|found| KeyGeneration {
@@ -109,14 +121,20 @@ impl Vault {
             reason: found.reason.clone(),
         });
         let generations: Vec<KeyGeneration> = generations.collect();
-        let mut backups = Vec::new();
+        let (mut backups, mut unknown) = (Vec::new(), Vec::new());
         let mut sealed_to = HashMap::new();
-        for id in vault.backups().await? {
-            if let Some(backup) = vault.backup_keys(&id, &mut sealed_to).await? {
-                backups.push(backup);
+        for backup_id in vault.backups().await? {
+            match vault.backup_keys(&backup_id, &mut sealed_to).await {
+                Ok(found) => backups.extend(found),
+                Err(problem) if problem.is_damage() => unknown.push(UnknownKeys { backup_id, problem }),
+                Err(error) => return Err(error),
             }
         }
-        Ok(KeyUse { generations, backups })
+        Ok(KeyUse {
+            generations,
+            backups,
+            unknown,
+        })
     }
 
     async fn backup_keys(
@@ -221,6 +239,7 @@ mod tests {
                 generation(4, 30, &["c"]),
             ],
             backups: vec![backup(1, &[1]), backup(2, &[2, 4]), backup(3, &[4])],
+            unknown: Vec::new(),
         };
         let grace = TimeDelta::days(90);
         // "a" went out of force on day 20, the last of "a" and "b" on day 30.

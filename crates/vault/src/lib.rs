@@ -44,14 +44,14 @@ mod wal;
 mod writer;
 
 pub use check::{CheckReport, Damage, Problem};
-pub use chunk_index::{ChunkIndex, ChunkPlace, ChunkTable, IndexedChunks, TableError};
+pub use chunk_index::{ChunkIndex, ChunkPlace, ChunkTable, IndexedChunks, IndexedPack, TableError};
 pub use commit::{Committed, CommittedReceipt};
 pub use create::NewVault;
 pub use error::{
     CommitError, CreateVaultError, KeyError, OpenVaultError, ReadError, RotateError, StoreError, WriteError,
 };
 
-pub use key_use::{BackupKeys, KeyGeneration, KeyUse, RetiredDependency};
+pub use key_use::{BackupKeys, KeyGeneration, KeyUse, RetiredDependency, UnknownKeys};
 pub use keys::{Identity, Recipient, WriterKey, parse_recipient};
 pub use pack::PACK_BYTES;
 pub use reader::BackupReader;

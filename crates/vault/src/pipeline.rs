@@ -29,7 +29,7 @@ const FRAME_QUEUE_CHUNKS: usize = 2;
 /// Threads that compress, at most; there is one a core.
 const COMPRESS_THREADS: usize = 8;
 /// Packs that are sealed and stored at the same time.
-const STORE_THREADS: usize = 2;
+const STORE_THREADS: usize = 3;
 
 /// A pack in the store.
 pub(crate) struct StoredPack {
@@ -199,7 +199,7 @@ impl Pipeline {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let packs_out = Arc::new(Mutex::new(packs_out));
         let mut storers = Vec::with_capacity(STORE_THREADS);
-        for _ in 0..cores.min(STORE_THREADS) {
+        for _ in 0..STORE_THREADS {
             let (shared, store, runtime) = (Arc::clone(shared), self.store.clone(), self.runtime.clone());
             let packs_out = Arc::clone(&packs_out);
             let run = move || seal_and_store(&shared, &store, &runtime, &packs_out);

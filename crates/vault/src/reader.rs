@@ -36,8 +36,8 @@ pub(crate) struct Place {
     pub(crate) raw_bytes: u32,
 }
 
-/// What is called for an extent of an entry, with where its chunk lies.
-pub(crate) type EachExtent<'a> = dyn FnMut(&Entry, &Extent, Result<Place, ReadError>) + 'a;
+/// What is called for an extent of an entry, with where its chunk lies, and with none for an entry that has no extents.
+pub(crate) type EachExtent<'a> = dyn FnMut(&Entry, Option<(&Extent, Result<Place, ReadError>)>) + 'a;
 
 /// Reads one backup; its [`EntrySource`] calls block and belong on a thread that may.
 pub struct BackupReader {
@@ -155,16 +155,21 @@ impl BackupReader {
     }
 
     /// Calls `each` for every extent of every entry, with where its chunk lies, which is an error where no index of the
-    /// backup says.
+    /// backup says; once for an entry without extents, e.g. a hard link.
     ///
     /// It takes a whole entry list: where that is damaged itself, there is no telling.
     pub(crate) fn for_each_extent(&self, each: &mut EachExtent<'_>) -> Result<(), ReadError> {
         let mut lines = self.lines();
         while let Some(planned) = lines.next_entry()? {
+            let mut has_extents = false;
             for part in &planned.parts {
                 if let Part::Extent(extent) = part {
-                    each(&planned.entry, extent, self.place(&extent.chunk));
+                    has_extents = true;
+                    each(&planned.entry, Some((extent, self.place(&extent.chunk))));
                 }
+            }
+            if !has_extents {
+                each(&planned.entry, None);
             }
         }
         Ok(())

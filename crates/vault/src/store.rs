@@ -4,15 +4,15 @@
 //! system. [`Store::barrier`] makes everything put before it durable; on S3 each answered put already is.
 
 mod folder;
+mod sync;
 
 use std::fmt;
-use std::fs::{DirBuilder, File};
+use std::fs::DirBuilder;
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,11 +27,13 @@ use object_store::{
 };
 use ring::digest;
 use serde::Deserialize;
+use strongroom_disk::Buffers;
 use strongroom_proto::Sha256Digest;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use self::folder::Folder;
+use self::sync::Sync;
 use crate::bucket::Bucket;
 use crate::error::StoreError;
 use crate::layout;
@@ -46,8 +48,6 @@ const PUT_TRIES: u32 = 3;
 const PUT_PAUSE: Duration = Duration::from_millis(500);
 /// Objects of at least this size are asked for once more after an S3 put, to compare their size.
 const HEAD_AFTER_PUT_BYTES: usize = 1024 * 1024;
-/// How much of a file is compared or digested at a time.
-const READ_BYTES: u64 = 1024 * 1024;
 
 /// A text that no log, error or `Debug` output shows.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -113,6 +113,7 @@ pub struct S3Settings {
 pub struct Store {
     objects: Option<Arc<dyn ObjectStore>>,
     folder: Option<PathBuf>,
+    buffers: Buffers,
     sync: Arc<Sync>,
     bucket: Option<Bucket>,
     url: String,
@@ -168,6 +169,7 @@ impl Store {
             objects: None,
             url: url.as_str().trim_end_matches('/').to_owned(),
             folder: Some(folder),
+            buffers: Buffers::default(),
             sync: Arc::default(),
             bucket: None,
         };
@@ -249,6 +251,7 @@ impl Store {
         Ok(Self {
             objects: Some(objects),
             folder: None,
+            buffers: Buffers::default(),
             sync: Arc::default(),
             bucket: Some(bucket),
             url,
@@ -303,7 +306,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(folder_error(error)),
         }
-        let files = Folder::open(folder).map_err(folder_error)?;
+        let files = Folder::open(folder, self.buffers.clone()).map_err(folder_error)?;
         self.sync.begin(folder).map_err(folder_error)?;
         self.objects = Some(Arc::new(files));
         Ok(())
@@ -434,12 +437,14 @@ impl Store {
             return Ok(false);
         }
         let rest = bytes.clone();
-        each_block(object, found, rest, |rest, block| match rest.get(..block.len()) {
-            Some(expected) if expected == block => {
-                let _ = rest.split_to(block.len());
-                true
+        each_block(object, found, self.buffers.clone(), rest, |rest, block| {
+            match rest.get(..block.len()) {
+                Some(expected) if expected == block => {
+                    let _ = rest.split_to(block.len());
+                    true
+                }
+                _ => false,
             }
-            _ => false,
         })
         .await
         .map(|(rest, all_equal)| all_equal && rest.is_empty())
@@ -478,6 +483,17 @@ impl Store {
         Ok(Some((bytes, size)))
     }
 
+    /// The size of the object in bytes, where it exists.
+    ///
+    /// An error is an error and never an absence; nor is a folder that has lost its vault, e.g. by being unmounted.
+    pub(crate) async fn size(&self, object: &str) -> Result<Option<u64>, StoreError> {
+        match self.objects()?.head(&Path::from(object)).await {
+            Ok(found) => Ok(Some(found.size)),
+            Err(object_store::Error::NotFound { .. }) => self.check_is_there().map(|()| None),
+            Err(error) => Err(classify("head", object, error)),
+        }
+    }
+
     /// SHA-256 and size of the object, where it exists, read in blocks.
     pub(crate) async fn digest(&self, object: &str) -> Result<Option<(Sha256Digest, u64)>, StoreError> {
         let path = Path::from(object);
@@ -487,7 +503,7 @@ impl Store {
             Err(error) => return Err(classify("get", object, error)),
         };
         let state = (digest::Context::new(&digest::SHA256), 0_u64);
-        let ((context, size), _) = each_block(object, found, state, |(context, size), block| {
+        let ((context, size), _) = each_block(object, found, self.buffers.clone(), state, |(context, size), block| {
             context.update(block);
             *size += block.len() as u64;
             true
@@ -512,6 +528,19 @@ impl Store {
     pub(crate) async fn list_sizes(&self, folder: &str) -> Result<Vec<(String, u64)>, StoreError> {
         self.list_as(folder, |found| (found.location.to_string(), found.size))
             .await
+    }
+
+    /// How many objects of a folder were not finished, and their bytes: what [`list`](Self::list) leaves out. A writer is
+    /// about to finish them, or was killed.
+    pub(crate) async fn unfinished(&self) -> Result<(u64, u64), StoreError> {
+        let Some(root) = self.folder.clone() else {
+            return Ok((0, 0));
+        };
+        self.check_is_there()?;
+        let path = root.clone();
+        let counted = tokio::task::spawn_blocking(move || folder::unfinished(&root)).await;
+        let counted = counted.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()));
+        counted.map_err(|source| StoreError::Folder { path, source })
     }
 
     /// The same with when they were stored, by the store's clock.
@@ -584,41 +613,6 @@ impl Store {
     }
 }
 
-/// Makes a file system durable, and never forgets that it could not.
-///
-/// The kernel tells of a failed write once to whoever had a file open when it happened, and to nobody who comes later:
-/// so one is open from the beginning, and the first error stands for the life of the process.
-#[derive(Default)]
-struct Sync {
-    folder: OnceLock<File>,
-    has_failed: AtomicBool,
-}
-
-impl Sync {
-    fn begin(&self, folder: &std::path::Path) -> io::Result<()> {
-        if self.folder.get().is_none() {
-            let _ = self.folder.set(File::open(folder)?);
-        }
-        Ok(())
-    }
-
-    fn run(&self, folder: &std::path::Path) -> io::Result<()> {
-        self.begin(folder)?;
-        let Some(open) = self.folder.get() else {
-            return Err(io::ErrorKind::NotFound.into());
-        };
-        if self.has_failed.load(Ordering::SeqCst) {
-            return Err(io::Error::other(
-                "an earlier write did not reach the disk; see to the disk, check the vault and start the service again",
-            ));
-        }
-        rustix::fs::syncfs(open).map_err(|error| {
-            self.has_failed.store(true, Ordering::SeqCst);
-            io::Error::from(error)
-        })
-    }
-}
-
 pub(crate) fn sha256(bytes: &[u8]) -> Sha256Digest {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(bytes);
@@ -635,6 +629,7 @@ pub(crate) fn finished(context: digest::Context) -> Sha256Digest {
 async fn each_block<S: Send + 'static>(
     object: &str,
     found: GetResult,
+    buffers: Buffers,
     mut state: S,
     each: impl Fn(&mut S, &[u8]) -> bool + Send + 'static,
 ) -> Result<(S, bool), StoreError> {
@@ -642,19 +637,17 @@ async fn each_block<S: Send + 'static>(
     match found.payload {
         GetResultPayload::File(file, _) => {
             let read = tokio::task::spawn_blocking(move || -> io::Result<(S, bool)> {
-                let mut at = 0;
-                loop {
-                    // A byte more than there should be: what is longer is seen as well.
-                    let end = (at + READ_BYTES).min(size + 1).max(at + 1);
-                    let block = strongroom_disk::read_once(&file, at..end)?;
-                    at += block.len() as u64;
-                    if block.is_empty() {
-                        return Ok((state, true));
+                let mut is_wanted = true;
+                // A byte more than there should be: what is longer is seen as well.
+                strongroom_disk::read_once(&file, 0..size.saturating_add(1), &buffers, |block| {
+                    is_wanted = each(&mut state, block);
+                    if is_wanted {
+                        ControlFlow::Continue(())
+                    } else {
+                        ControlFlow::Break(())
                     }
-                    if !each(&mut state, &block) {
-                        return Ok((state, false));
-                    }
-                }
+                })?;
+                Ok((state, is_wanted))
             })
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()));

@@ -1,7 +1,7 @@
 //! Checking a whole vault, or some of its backups: without any key, or with an identity down to every chunk.
 //!
-//! Without a key: the keys' own objects, every receipt and its signature, every list, and every object that a list
-//! names against its digest. With an identity: every chunk of every pack is opened and compared with its id, every
+//! Without a key: the keys' own objects, every receipt and its signature, every list, and against its digest every object
+//! that a list names, and every other pack and index object. With an identity: every chunk of every pack is opened and compared with its id, every
 //! index object with its MAC, every entry list is read, and every piece of WAL is opened. Each object is read once, however many backups need it.
 //! The check goes on after damage, so that the report is whole; [`hits`] says afterwards which backups and files each
 //! damaged object concerns. Memory: the names of all objects, and a few packs.
@@ -67,7 +67,7 @@ pub struct DamagedObject {
     /// The chunks in it that are lost, where that is known.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub chunks: Vec<ChunkId>,
-    /// The backups that need it; none where it belongs to the vault itself.
+    /// The backups that need it; none where it belongs to the vault itself, or no backup uses it.
     pub backups: Vec<HitBackup>,
 }
 
@@ -203,8 +203,12 @@ impl Vault {
             run.check_backup(id, listed.is_none()).await?;
         }
         run.check_content().await?;
+        let mut unfinished = (0, 0);
         if let Some(listed) = &listed {
+            run.check_unlisted(listed).await?;
             run.check_wal(listed).await?;
+            let found = vault.store().unfinished().await;
+            unfinished = found.map_err(|source| ReadError::store("list the vault", source))?;
         }
         let readable = run.report.unchecked.is_empty();
         run.name_hits(&backups).await?;
@@ -217,7 +221,12 @@ impl Vault {
         report.backups = backups.len() as u64;
         report.damage = damaged.into_values().collect();
         // What could not be read may be what refers to the rest.
-        report.unreferenced = listed.filter(|_| readable).map(|listed| objects.unreferenced(&listed));
+        report.unreferenced = listed.filter(|_| readable).map(|listed| {
+            let mut found = objects.unreferenced(&listed);
+            found.objects += unfinished.0;
+            found.bytes += unfinished.1;
+            found
+        });
         Ok(report)
     }
 }

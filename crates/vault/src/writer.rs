@@ -15,6 +15,7 @@ mod base;
 mod entry_list;
 mod keeper;
 mod pages;
+mod reused;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -41,6 +42,7 @@ use crate::vault::Vault;
 use self::base::{Base, is_fragmented};
 use self::entry_list::EntryList;
 use self::keeper::{Counted, Keeper};
+use self::reused::ReusedPacks;
 
 /// Entries whose content is not yet cut into chunks; with more of them the stream is cut where it is.
 const PENDING_ENTRIES: usize = 16_384;
@@ -212,8 +214,7 @@ impl BackupWriter {
                 index,
                 stored: HashSet::default(),
                 known: HashMap::default(),
-                packs: Vec::new(),
-                pack_numbers: HashMap::default(),
+                reused: ReusedPacks::default(),
                 unsettled: Vec::new(),
                 unsettled_bytes: 0,
                 pipeline,

@@ -106,8 +106,11 @@ impl Coordinator {
             source: origin.door.clone(),
         };
         let mut targets: Vec<TargetName> = requests.iter().map(|request| request.target.clone()).collect();
-        if kind == AnnotationKind::Schema {
-            targets.extend(self.clusters_beside(&targets));
+        match ask {
+            Ask::Backup(_) => {}
+            Ask::Schema(_) => targets.extend(self.clusters_beside(&targets)),
+            // A deployment does not say which databases it touches. Who looks for the moment before it looks at a cluster.
+            Ask::Scenario(_) => targets.extend(self.all_clusters()),
         }
         for target in targets {
             let key = origin.trigger.as_ref().map(|id| format!("{}/{target}", id.as_str()));
@@ -125,6 +128,14 @@ impl Coordinator {
             .into_iter()
             .filter(|(_, target)| target.is_physical() && server_of(target).is_some_and(|at| servers.contains(&at)))
             .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    /// The targets that are whole clusters.
+    fn all_clusters(&self) -> Vec<TargetName> {
+        let all = self.targets.all().into_iter();
+        all.filter(|(_, target)| target.is_physical())
+            .map(|(name, _)| name)
             .collect()
     }
 

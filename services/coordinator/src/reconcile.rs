@@ -1,5 +1,5 @@
 //! The reconciler: a timed full scan without input that repairs whatever events missed: expired leases, lost work
-//! messages, verifications that are owed, holes in WAL, streams of it that nobody tends.
+//! messages, verifications that are owed, holes in WAL, streams of it that nobody tends, alerts of targets that are gone.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Refusal;
-use crate::{Coordinator, gaps, streams};
+use crate::{Coordinator, alerts, gaps, streams};
 
 /// An attempt that nobody claimed for so long may have lost its message.
 const UNCLAIMED_SECONDS: u32 = 20;
@@ -30,6 +30,7 @@ const VERIFY_BATCH: u32 = 200;
 struct Clusters {
     holes: gaps::Seen,
     heard: streams::Heard,
+    left_behind: alerts::LeftBehind,
 }
 
 pub(crate) async fn run(coordinator: &Coordinator, stop: &CancellationToken) {
@@ -80,6 +81,7 @@ async fn scan(coordinator: &Coordinator, clusters: &mut Clusters, leases: bool, 
     }
     gaps::close(coordinator, &mut clusters.holes).await?;
     streams::watch(coordinator, &mut clusters.heard).await?;
+    alerts::clear_left_behind(coordinator, &mut clusters.left_behind).await?;
     if trim {
         coordinator.catalog.trim_outbox(OUTBOX_DAYS).await?;
     }

@@ -1,16 +1,17 @@
 //! Windows, annotations and recoveries by the API, of a catalog that says what WAL there is; no worker runs.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use strongroom_bus::{Bus, BusConfig, Outgoing};
-use strongroom_catalog::{Catalog, FinishedBackup, Taken};
+use strongroom_catalog::{Catalog, FinishedBackup, Taken, WalNews, WalProgress};
 use strongroom_proto::receipt::{
     BACKUP_RECEIPT_SCHEMA, BackupReceipt, InitiatedBy, Integrity, Method, Operator, ReceiptStatus, SourceFacts, Totals,
 };
-use strongroom_proto::timeline::AnnotationKind;
+use strongroom_proto::timeline::{Annotation, AnnotationKind};
 use strongroom_proto::wal::{ClusterFacts, Lsn, SystemIdentifier, WalRange};
 use strongroom_proto::{Attempt, BackupId, BackupType, JobId, Sha256Digest, TargetKind, VaultId};
 use strongroom_runtime::config::{PostgresMethod, SecretUrl, TargetConfig};
@@ -36,6 +37,11 @@ struct Running {
 
 impl Running {
     async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// With this folder of more targets.
+    async fn start_with(targets_dir: Option<PathBuf>) -> Self {
         strongroom_runtime::entry::install_tls_provider();
         let (postgres, nats) = (Postgres::start().unwrap(), Nats::start().unwrap());
         postgres.create_database("catalog").unwrap();
@@ -46,6 +52,7 @@ impl Running {
         config.nats.url = SecretUrl::new(nats.url());
         config.coordinator.reconcile_seconds = 1;
         config.coordinator.verify_after_backup = false;
+        config.targets_dir = targets_dir;
         let target = |database: &str, method| TargetConfig {
             url: Some(SecretUrl::new(format!("postgres://u@127.0.0.1:1/{database}"))),
             method,
@@ -55,6 +62,13 @@ impl Running {
         config.targets = [
             ("shop".parse().unwrap(), target("shop", physical)),
             ("dumped".parse().unwrap(), target("dumped", None)),
+            (
+                "scenario/web".parse().unwrap(),
+                TargetConfig {
+                    path: Some("/srv/web".into()),
+                    ..TargetConfig::of_kind(TargetKind::Files)
+                },
+            ),
         ]
         .into();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -337,35 +351,48 @@ async fn what_happened_to_a_target_stands_on_its_timeline() {
     running.stop().await;
 }
 
+impl Running {
+    async fn bus(&self) -> Bus {
+        let config = BusConfig {
+            url: self.nats.url(),
+            credentials_file: None,
+            replicas: 1,
+        };
+        let bus = Bus::connect(&config, "test").await.unwrap();
+        bus.ensure_streams().await.unwrap();
+        bus
+    }
+
+    async fn annotations(&self, target: &str) -> Vec<Annotation> {
+        let target = target.parse().unwrap();
+        self.catalog.annotations(&target, 10).await.unwrap()
+    }
+}
+
+async fn publish(bus: &Bus, subject: &str, delivery: &str, id: &str, data: Value) {
+    let event = json!({ "specversion": "1.0", "id": id, "source": "/ci", "type": subject, "data": data });
+    let message = Outgoing {
+        subject: subject.to_owned(),
+        message_id: delivery.to_owned(),
+        content_type: "application/cloudevents+json",
+        traceparent: None,
+        body: event.to_string().into_bytes(),
+    };
+    bus.publish(vec![message]).await.pop().unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_schema_change_stands_once_on_the_timelines_of_the_database_and_its_cluster() {
     let running = Running::start().await;
-    let config = BusConfig {
-        url: running.nats.url(),
-        credentials_file: None,
-        replicas: 1,
-    };
-    let bus = Bus::connect(&config, "test").await.unwrap();
-    bus.ensure_streams().await.unwrap();
-    let annotations = async |target: &str| running.catalog.annotations(&target.parse().unwrap(), 10).await.unwrap();
+    let bus = running.bus().await;
     // The second is a repetition that the stream does not know for one.
     for (delivery, id, written) in [("a", "change-1", 1), ("b", "change-1", 1), ("c", "change-2", 2)] {
-        let event = json!({
-            "specversion": "1.0", "id": id, "source": "/ci", "type": "postgres.schema_updated",
-            "data": { "database": "dumped" }
-        });
-        let message = Outgoing {
-            subject: "postgres.schema_updated".to_owned(),
-            message_id: delivery.to_owned(),
-            content_type: "application/cloudevents+json",
-            traceparent: None,
-            body: event.to_string().into_bytes(),
-        };
-        bus.publish(vec![message]).await.pop().unwrap().unwrap();
-        until(|| async { (annotations("shop").await.len() >= written).then_some(()) }).await;
+        let data = json!({ "database": "dumped" });
+        publish(&bus, "postgres.schema_updated", delivery, id, data).await;
+        until(|| async { (running.annotations("shop").await.len() >= written).then_some(()) }).await;
     }
     for target in ["dumped", "shop"] {
-        let written = annotations(target).await;
+        let written = running.annotations(target).await;
         assert_eq!(written.len(), 2, "{written:?}");
         assert_eq!(
             (written[0].kind, written[0].text.as_str()),
@@ -373,6 +400,31 @@ async fn a_schema_change_stands_once_on_the_timelines_of_the_database_and_its_cl
         );
         assert_eq!(written[0].source, "postgres.schema_updated");
     }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_deployment_stands_once_on_the_timelines_of_the_clusters() {
+    let running = Running::start().await;
+    let bus = running.bus().await;
+    for (delivery, id, written) in [("a", "deploy-1", 1), ("b", "deploy-1", 1), ("c", "deploy-2", 2)] {
+        let data = json!({ "scenario": "web", "path": "/srv/web", "version": "2.1" });
+        publish(&bus, "scenario.deployed", delivery, id, data).await;
+        until(|| async { (running.annotations("shop").await.len() >= written).then_some(()) }).await;
+    }
+    for target in ["scenario/web", "shop"] {
+        let written = running.annotations(target).await;
+        let told: Vec<_> = written.iter().map(|note| (note.kind, note.text.as_str())).collect();
+        let deployed = (AnnotationKind::Deploy, "deployed web, version 2.1");
+        assert_eq!(told, [deployed, deployed], "{target}");
+    }
+    assert_eq!(
+        running.annotations("dumped").await,
+        [],
+        "a database's dump is no cluster"
+    );
+    let (_, timeline) = running.get("/targets/shop/timeline").await;
+    assert_eq!(timeline["annotations"][0]["text"], "deployed web, version 2.1");
     running.stop().await;
 }
 
@@ -418,9 +470,114 @@ async fn a_hole_asks_for_one_base_backup_and_alerts_until_that_is_there() {
     running.stop().await;
 }
 
+#[tokio::test]
+async fn the_alerts_of_a_target_go_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let declared = folder.path().join("gone.yaml");
+    let target = "name: gone\nkind: postgres\nmethod: physical_basebackup\nurl: postgres://u@127.0.0.1:1/gone\n";
+    std::fs::write(&declared, target).unwrap();
+    let running = Running::start_with(Some(folder.path().to_owned())).await;
+    let raise = async |target: &str, kind| {
+        let message = format!("{kind} of {target}");
+        running
+            .catalog
+            .raise_alert(&target.parse().unwrap(), kind, &message)
+            .await
+            .unwrap();
+    };
+    let standing = async || {
+        let alerts = running.catalog.active_alerts(None).await.unwrap();
+        let names = alerts.iter().map(|(target, alert)| format!("{target}: {}", alert.kind));
+        names.collect::<Vec<_>>()
+    };
+    let expected = ["gone: wal_slot_lost", "gone: wal_not_received", "shop: wal_slot_lost"];
+    raise("gone", "wal_slot_lost").await;
+    raise("gone", "wal_not_received").await;
+    raise("shop", "wal_slot_lost").await;
+    // That those of targets that are no cluster go shows that it was looked at the others as well.
+    raise("dumped", "wal_slot_lost").await;
+    raise("never-declared", "wal_gap").await;
+    until(|| async { (standing().await == expected).then_some(()) }).await;
+
+    std::fs::remove_file(&declared).unwrap();
+    until(|| async { (standing().await == ["shop: wal_slot_lost"]).then_some(()) }).await;
+    // So also what is raised by whoever has not heard that it is gone.
+    raise("gone", "wal_behind").await;
+    until(|| async { (standing().await == ["shop: wal_slot_lost"]).then_some(()) }).await;
+    let (_, status) = running.get("/backup/status").await;
+    assert!(!status["reasons"].to_string().contains("gone"), "{status}");
+    let (_, timeline) = running.get("/targets/gone/timeline").await;
+    assert_eq!(timeline["alerts"], json!([]));
+    let told = timeline["annotations"].as_array().unwrap().iter();
+    let told = told.filter(|note| note["text"].as_str().unwrap().starts_with("resolved: "));
+    assert_eq!(told.count(), 3, "{timeline}");
+    running.stop().await;
+}
+
 /// Waits until there is an answer.
 async fn until<T, F: Future<Output = Option<T>>>(ask: impl FnMut() -> F) -> T {
     wait_for_async("what the test waits for", Duration::from_secs(30), ask)
         .await
         .unwrap()
+}
+
+#[tokio::test]
+async fn a_receiver_that_begins_again_and_again_is_told_until_something_comes() {
+    let running = Running::start().await;
+    let (catalog, shop) = (&running.catalog, "shop".parse().unwrap());
+    let reached = WalProgress {
+        system_identifier: SYSTEM,
+        timeline: 1,
+        received_to: Lsn(100),
+        server_time: None,
+        behind_bytes: None,
+        news: WalNews::None,
+    };
+    let alert = async || {
+        let active = catalog.active_alerts(Some(&shop)).await.unwrap();
+        active.into_iter().find(|(_, alert)| alert.kind == "wal_receiver_gone")
+    };
+    let claim = async || {
+        let claim = catalog.claim_wal_stream(&shop, running.vault, Some("s"), "w", 60).await;
+        claim.unwrap().unwrap()
+    };
+    // It reaches the server, and ends.
+    let begin = async || {
+        let claim = claim().await;
+        catalog.renew_wal_stream(&claim, 60, Some(&reached)).await.unwrap();
+        catalog.fail_wal_stream(&claim, "the vault is full").await.unwrap();
+        catalog.release_wal_stream(&claim).await.unwrap();
+    };
+    let (_, told) = wait_for_async("the alert", Duration::from_secs(60), async || {
+        begin().await;
+        alert().await
+    })
+    .await
+    .unwrap();
+    let message = told.message;
+    assert!(message.contains("(it said last: the vault is full)"), "{message}");
+    // The coordinator looks again, and a beginning clears nothing.
+    let looked = "SELECT seen_at FROM alerts WHERE kind = 'wal_receiver_gone' AND cleared_at IS NULL";
+    let first = running.postgres.psql("catalog", looked).unwrap();
+    wait_for_async("another look", Duration::from_secs(30), async || {
+        begin().await;
+        let at = running.postgres.psql("catalog", looked).unwrap();
+        assert_ne!(at.trim(), "", "it was cleared");
+        (at != first).then_some(())
+    })
+    .await
+    .unwrap();
+
+    let claim = claim().await;
+    let progressed = WalProgress {
+        news: WalNews::Progressed,
+        ..reached
+    };
+    catalog.renew_wal_stream(&claim, 60, Some(&progressed)).await.unwrap();
+    wait_for_async("the end of the alert", Duration::from_secs(30), async || {
+        alert().await.is_none().then_some(())
+    })
+    .await
+    .unwrap();
+    running.stop().await;
 }

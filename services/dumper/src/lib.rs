@@ -4,6 +4,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod cluster;
+mod pushed;
 mod received;
 mod receiver;
 
@@ -23,6 +24,7 @@ use strongroom_worker::{AttemptContext, Description, JobHandler, Outcome, Servic
 use tokio_util::sync::CancellationToken;
 
 use cluster::Clusters;
+use pushed::{PushedWal, Pushes};
 use receiver::Receivers;
 
 /// How long a command may take where its target does not say.
@@ -32,7 +34,8 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<()> {
     let service = Service::connect(&loaded, WorkService::Dump).await?;
     let writing = Writing::open(&loaded.config, "dumper", &service.catalog).await?;
-    let clusters = Clusters::new(service.catalog.clone());
+    let pushed = PushedWal::new(service.catalog.clone(), &writing);
+    let clusters = Clusters::new(service.catalog.clone(), pushed.clone());
     let receivers = Receivers {
         clusters: clusters.clone(),
         catalog: service.catalog.clone(),
@@ -43,6 +46,12 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         lease_seconds: service.options.lease_seconds,
     };
     let receiving = tokio::spawn(receivers.run(shutdown.clone()));
+    let pushes = Pushes {
+        pushed,
+        targets: service.targets.clone(),
+        pool: service.options.pool.clone(),
+    };
+    let pushing = tokio::spawn(pushes.run(shutdown.clone()));
     let dumper = Dumper {
         writing,
         clusters,
@@ -51,6 +60,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     };
     service.work(dumper, shutdown).await;
     receiving.await?;
+    pushing.await?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use strongroom_catalog::WalProgress;
+use strongroom_catalog::{WalNews, WalProgress};
 use strongroom_connectors::postgres::physical::WalEvent;
 use strongroom_proto::wal::{Lsn, SystemIdentifier, WalRange};
 use tokio::sync::Notify;
@@ -19,8 +19,9 @@ const TIMELINE: &str = "wal_timeline";
 const MISSING: &str = "wal_missing";
 const SLOT_LOST: &str = "wal_slot_lost";
 
-/// Silence of so long is trouble, whether or not an error says why.
+/// Silence of so long is trouble, whether or not an error says why; and at least so long after WAL had to be stored.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
+const SILENCE_AFTER_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Filled by the receiver, emptied by who tells the catalog.
 pub(crate) struct Received {
@@ -35,15 +36,54 @@ struct State {
     /// Durable ranges; those that touch are one.
     ranges: Vec<WalRange>,
     idle: Option<IdleAt>,
-    progress: Option<WalProgress>,
+    reached: Option<Reached>,
+    /// How often something was stored, or the server had nothing.
+    well_count: u64,
     behind_bytes: Option<u64>,
     alerts: Vec<(&'static str, String)>,
-    /// The server's clock when the vault last had everything.
+    /// A slot that a server on a newer timeline never had, until it shows whether WAL is missing.
+    lost_slot: Option<LostSlot>,
+    /// Until when the vault has everything by the server's clock.
     level_at: Option<DateTime<Utc>>,
     /// Why receiving did not work the last time.
     error: Option<String>,
-    /// When something was stored, or the server had nothing.
+    /// When something was stored, or the server had nothing; the claim's beginning before that.
     well_at: Instant,
+}
+
+/// A place, and until when the vault has everything before it.
+#[derive(Debug, Clone, Copy)]
+struct Reached {
+    timeline: u32,
+    to: Lsn,
+    time: Option<DateTime<Utc>>,
+}
+
+struct LostSlot {
+    slot: String,
+    reason: String,
+}
+
+impl LostSlot {
+    fn alert(self) -> (&'static str, String) {
+        let Self { slot, reason } = self;
+        let message = format!(
+            "replication slot {slot} was lost and has been made anew: {reason}; see who dropped it, or raise \
+             max_slot_wal_keep_size where the server gave it up"
+        );
+        (SLOT_LOST, message)
+    }
+}
+
+/// Whether receiving works, as far as one claim knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// Something came of it, not long ago.
+    Well,
+    /// Nothing has, and it has not tried for long.
+    Unknown,
+    /// Nothing has for so long, which is too long.
+    Silent(Duration),
 }
 
 impl Default for Received {
@@ -53,9 +93,11 @@ impl Default for Received {
             timeline: None,
             ranges: Vec::new(),
             idle: None,
-            progress: None,
+            reached: None,
+            well_count: 0,
             behind_bytes: None,
             alerts: Vec::new(),
+            lost_slot: None,
             level_at: None,
             error: None,
             well_at: Instant::now(),
@@ -75,22 +117,23 @@ impl State {
         self.alerts.push((TIMELINE, message));
     }
 
-    fn is_well_at(&mut self, at: IdleAt) {
-        self.error = None;
-        self.well_at = Instant::now();
-        self.is_at(at);
+    /// What the old slot held back is gone.
+    fn alert_lost_slot(&mut self) {
+        self.alerts.extend(self.lost_slot.take().map(LostSlot::alert));
     }
 
-    fn is_at(&mut self, (timeline, to, time): IdleAt) {
-        if let Some(system_identifier) = self.system {
-            self.progress = Some(WalProgress {
-                system_identifier,
-                timeline,
-                received_to: to,
-                server_time: time,
-                behind_bytes: self.behind_bytes,
-            });
+    fn is_well_at(&mut self, reached: Reached) {
+        if let Some(LostSlot { slot, reason }) = self.lost_slot.take() {
+            tracing::info!(
+                slot,
+                reason,
+                "the replication slot was made anew after a failover; the server still had all WAL that the vault lacked"
+            );
         }
+        self.error = None;
+        self.well_at = Instant::now();
+        self.well_count += 1;
+        self.reached = Some(reached);
     }
 }
 
@@ -103,7 +146,9 @@ impl Received {
     pub(crate) fn take(&self, event: WalEvent) {
         let mut state = self.state();
         match event {
-            WalEvent::Started { system, timeline, at, .. } => {
+            WalEvent::Started {
+                system, timeline, at, ..
+            } => {
                 tracing::info!(%system, timeline, %at, "receiving WAL");
                 state.system = Some(system);
                 // It was left while nobody followed it, and all of it was here.
@@ -112,8 +157,8 @@ impl Received {
                     state.alert_timeline(before, timeline, at);
                 }
                 // It was reached, no more.
-                let time = state.level_at.unwrap_or_else(Utc::now);
-                state.is_at((timeline, at, time));
+                let time = state.level_at;
+                state.reached = Some(Reached { timeline, to: at, time });
             }
             WalEvent::Stored {
                 timeline,
@@ -137,7 +182,8 @@ impl Received {
                         last_time: server_time,
                     }),
                 }
-                state.is_well_at((timeline, to, server_time));
+                let time = state.level_at;
+                state.is_well_at(Reached { timeline, to, time });
                 self.stored.notify_one();
             }
             WalEvent::Idle {
@@ -145,29 +191,38 @@ impl Received {
                 to,
                 server_time,
             } => {
-                state.level_at = Some(server_time);
-                state.idle = Some((timeline, to, server_time));
-                state.is_well_at((timeline, to, server_time));
+                // A standby has nothing more to send, and does not know what was committed since.
+                if let Some(time) = server_time {
+                    state.level_at = server_time;
+                    state.idle = Some((timeline, to, time));
+                }
+                let time = state.level_at;
+                state.is_well_at(Reached { timeline, to, time });
             }
             WalEvent::Switched { from, to, at } => {
                 tracing::info!(from, to, %at, "the cluster is on a new timeline");
                 state.timeline = Some(to);
                 state.alert_timeline(from, to, at);
             }
-            WalEvent::Gap { timeline, from, to } => state.alerts.push((
-                MISSING,
-                format!(
-                    "the server no longer had its WAL from {from} to {to} (timeline {timeline}), and the vault never got it: nothing \
-                     between can be recovered; a new base backup is asked for by itself"
-                ),
-            )),
-            WalEvent::SlotLost { slot, reason } => state.alerts.push((
-                SLOT_LOST,
-                format!(
-                    "replication slot {slot} was lost and has been made anew: {reason}; see who dropped it, or raise \
-                     max_slot_wal_keep_size where the server gave it up"
-                ),
-            )),
+            WalEvent::Gap { timeline, from, to } => {
+                state.alert_lost_slot();
+                state.alerts.push((
+                    MISSING,
+                    format!(
+                        "the server no longer had its WAL from {from} to {to} (timeline {timeline}), and the vault never got it: nothing \
+                         between can be recovered; a new base backup is asked for by itself"
+                    ),
+                ));
+            }
+            WalEvent::SlotLost { slot, reason, timeline } => {
+                let lost = LostSlot { slot, reason };
+                // A server that was promoted never had the slot. Whether WAL is missing shows when it is asked for.
+                if state.timeline.is_some_and(|known| known < timeline) {
+                    state.lost_slot = Some(lost);
+                } else {
+                    state.alerts.push(lost.alert());
+                }
+            }
             WalEvent::Behind { bytes } => state.behind_bytes = Some(bytes),
             _ => {}
         }
@@ -178,7 +233,7 @@ impl Received {
         self.stored.notified().await;
     }
 
-    /// An earlier receiver had everything at this time of the server's.
+    /// An earlier receiver had everything until this time of the server's.
     pub(crate) fn was_level(&self, at: Option<DateTime<Utc>>) {
         let mut state = self.state();
         state.level_at = state.level_at.max(at);
@@ -199,17 +254,40 @@ impl Received {
         self.state().error.clone()
     }
 
-    /// For how long nothing has come of it, where that is too long.
-    pub(crate) fn silent_for(&self) -> Option<Duration> {
-        Some(self.state().well_at.elapsed()).filter(|silence| *silence >= SILENCE_MAX)
+    /// Whether anything comes of it, where WAL is stored after this interval.
+    pub(crate) fn health(&self, interval: Duration) -> Health {
+        let state = self.state();
+        let silence = state.well_at.elapsed();
+        match state.well_count {
+            _ if silence >= SILENCE_MAX.max(interval + SILENCE_AFTER_INTERVAL) => Health::Silent(silence),
+            0 => Health::Unknown,
+            _ => Health::Well,
+        }
     }
 
     pub(crate) fn system(&self) -> Option<SystemIdentifier> {
         self.state().system
     }
 
-    pub(crate) fn progress(&self) -> Option<WalProgress> {
-        self.state().progress
+    /// How far it is, where that is known; with how often it was well, as `told` is of what the catalog was told last.
+    pub(crate) fn progress(&self, told: u64) -> (Option<WalProgress>, u64) {
+        let state = self.state();
+        let progress = state
+            .system
+            .zip(state.reached)
+            .map(|(system_identifier, reached)| WalProgress {
+                system_identifier,
+                timeline: reached.timeline,
+                received_to: reached.to,
+                server_time: reached.time,
+                behind_bytes: state.behind_bytes,
+                news: if state.well_count == told {
+                    WalNews::None
+                } else {
+                    WalNews::Progressed
+                },
+            });
+        (progress, state.well_count)
     }
 
     pub(crate) fn take_ranges(&self) -> Vec<WalRange> {
@@ -283,16 +361,105 @@ mod tests {
             segment_bytes: 1 << 24,
         });
         assert_eq!(received.error().as_deref(), Some("no answer"));
-        assert_eq!(received.progress().map(|progress| progress.received_to), Some(Lsn(5)));
-        received.take(stored(5, 9, Some(3)));
+        assert_eq!(
+            received.health(Duration::ZERO),
+            Health::Unknown,
+            "a beginning clears no alert"
+        );
+        let told = |told| {
+            let (progress, count) = received.progress(told);
+            let progress = progress.unwrap();
+            (progress.received_to, progress.server_time, progress.news, count)
+        };
+        assert_eq!(
+            told(0),
+            (Lsn(5), None, WalNews::None, 0),
+            "nobody knows until when it is held"
+        );
+        received.take(stored(5, 9, None));
         assert_eq!(received.error(), None);
-        assert!(received.silent_for().is_none());
-        received.take(WalEvent::SlotLost {
+        assert_eq!(received.health(Duration::ZERO), Health::Well);
+        assert_eq!(told(0), (Lsn(9), None, WalNews::Progressed, 1));
+        assert_eq!(told(1).2, WalNews::None);
+        received.take(stored(9, 12, Some(3)));
+        assert_eq!(told(1), (Lsn(12), Some(at(3)), WalNews::Progressed, 2));
+    }
+
+    #[test]
+    fn a_standby_that_has_nothing_more_moves_no_time() {
+        let idle = |server_time| WalEvent::Idle {
+            timeline: 1,
+            to: Lsn(9),
+            server_time,
+        };
+        let received = Received::default();
+        received.take(WalEvent::Started {
+            system: SystemIdentifier(7),
+            timeline: 1,
+            at: Lsn(9),
+            segment_bytes: 1 << 24,
+        });
+        received.was_level(Some(at(3)));
+        received.take(idle(None));
+        assert_eq!(
+            (received.health(Duration::ZERO), received.take_idle()),
+            (Health::Well, None)
+        );
+        assert_eq!(received.progress(0).0.unwrap().server_time, Some(at(3)));
+        received.take(idle(Some(at(5))));
+        assert_eq!(received.take_idle(), Some((1, Lsn(9), at(5))));
+    }
+
+    #[test]
+    fn a_slot_that_was_lost_is_an_alert_but_where_a_failover_lost_no_wal() {
+        let lost_on = |timeline| WalEvent::SlotLost {
             slot: "s".to_owned(),
             reason: "dropped".to_owned(),
+            timeline,
+        };
+        let lost = || lost_on(2);
+        let gap = || WalEvent::Gap {
+            timeline: 1,
+            from: Lsn(9),
+            to: Lsn(20),
+        };
+        let kinds = |received: &Received| -> Vec<&str> {
+            let alerts = received.take_alerts();
+            alerts.into_iter().map(|(kind, _)| kind).collect()
+        };
+        let unknown = Received::default();
+        unknown.take(lost());
+        assert_eq!(kinds(&unknown), [SLOT_LOST], "nobody knows of a failover");
+
+        let received = Received::default();
+        received.was_on(Some(1));
+        received.take(lost_on(1));
+        assert_eq!(kinds(&received), [SLOT_LOST], "there was no failover");
+        received.take(lost());
+        assert_eq!(kinds(&received), [""; 0], "nothing is known to be missing");
+        // The connection fails in between: still nothing is known.
+        received.failed("no answer".to_owned());
+        received.take(gap());
+        assert_eq!(kinds(&received), [SLOT_LOST, MISSING]);
+        received.take(stored(20, 30, Some(3)));
+        assert_eq!(kinds(&received), [""; 0]);
+
+        received.take(lost());
+        received.take(stored(30, 40, Some(4)));
+        received.take(gap());
+        assert_eq!(
+            kinds(&received),
+            [MISSING],
+            "the slot was lost before, and nothing with it"
+        );
+        received.take(lost());
+        received.take(WalEvent::Idle {
+            timeline: 1,
+            to: Lsn(40),
+            server_time: Some(at(5)),
         });
-        assert_eq!(received.take_alerts().len(), 1);
-        assert_eq!(received.take_alerts().len(), 0);
+        received.take(gap());
+        assert_eq!(kinds(&received), [MISSING]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Clusters, cluster};
-use crate::received::{Received, TWO_HISTORIES};
+use crate::received::{Health, Received, TWO_HISTORIES};
 
 /// How often the targets are looked at.
 const TARGETS_EVERY: Duration = Duration::from_secs(1);
@@ -145,7 +145,7 @@ impl Receivers {
         let held = stop.child_token();
         tokio::join!(
             self.receive(claim, cluster, config, &sink, &held),
-            self.note(claim, &received, &sink, &held),
+            self.note(claim, config.wal_interval(), &received, &sink, &held),
             self.watch_slot(claim, cluster, &held),
         );
         // What came while it ended. The vault has it, whoever holds the claim now.
@@ -249,17 +249,30 @@ impl Receivers {
     }
 
     /// Writes what was received into the catalog and keeps the lease.
-    async fn note(&self, claim: &WalClaim, received: &Received, sink: &NotingSink, held: &CancellationToken) {
+    async fn note(
+        &self,
+        claim: &WalClaim,
+        interval: Duration,
+        received: &Received,
+        sink: &NotingSink,
+        held: &CancellationToken,
+    ) {
         let renew_every = Duration::from_secs(u64::from(self.lease_seconds)) / 3;
         let mut renewed = None::<tokio::time::Instant>;
-        let mut told = None;
+        let (mut told, mut told_count) = (None, 0);
+        let mut told_error = None;
         // An earlier holder may have raised it.
         let mut is_alarmed = None;
         while !held.is_cancelled() {
             let has_news = self.note_ranges(claim, received).await;
             sink.tell_histories().await;
-            let progress = received.progress();
-            if has_news || progress != told || renewed.is_none_or(|at| at.elapsed() >= renew_every) {
+            let (progress, count) = received.progress(told_count);
+            let error = received.error();
+            if has_news
+                || progress != told
+                || error != told_error
+                || renewed.is_none_or(|at| at.elapsed() >= renew_every)
+            {
                 match self
                     .catalog
                     .renew_wal_stream(claim, self.lease_seconds, progress.as_ref())
@@ -273,19 +286,27 @@ impl Receivers {
                     // Nobody can ask a stream to stop; its target is taken out of the configuration.
                     Ok(LeaseState::Held | LeaseState::CancelRequested) => {
                         renewed = Some(tokio::time::Instant::now());
-                        told = progress;
+                        (told, told_count) = (progress, count);
                     }
                     Err(error) => {
                         tracing::info!(target = %claim.target, error = %one_line(&error), "the catalog is behind on its WAL");
                     }
                 }
-                if let Some(error) = received.error()
-                    && let Err(error) = self.catalog.fail_wal_stream(claim, &error).await
-                {
-                    tracing::info!(target = %claim.target, error = %one_line(&error), "the catalog is behind on its WAL");
+                let failed = match &error {
+                    Some(error) => self.catalog.fail_wal_stream(claim, error).await.map(drop),
+                    None => Ok(()),
+                };
+                match failed {
+                    Ok(()) => told_error = error,
+                    Err(error) => {
+                        tracing::info!(target = %claim.target, error = %one_line(&error), "the catalog is behind on its WAL")
+                    }
                 }
             }
-            is_alarmed = self.note_trouble(&claim.target, received, is_alarmed).await;
+            self.note_alerts(&claim.target, received).await;
+            is_alarmed = self
+                .note_health(&claim.target, received, received.health(interval), is_alarmed)
+                .await;
             tokio::select! {
                 () = pause(NOTE_EVERY, held) => {}
                 () = received.news() => {}
@@ -318,8 +339,8 @@ impl Receivers {
         has_news
     }
 
-    /// Raises what there is to raise, and says whether the alert about nothing being received stands, where that is known.
-    async fn note_trouble(&self, target: &TargetName, received: &Received, is_alarmed: Option<bool>) -> Option<bool> {
+    /// Raises what there is to raise.
+    async fn note_alerts(&self, target: &TargetName, received: &Received) {
         for (kind, message) in received.take_alerts() {
             tracing::warn!(%target, kind, message, "alert");
             // Each time is an alert of its own.
@@ -328,11 +349,22 @@ impl Receivers {
                 received.alert(kind, message);
             }
         }
-        let Some(silence) = received.silent_for() else {
-            if is_alarmed != Some(false) && !self.clear(target, NOT_RECEIVED).await {
-                return None;
-            }
-            return Some(false);
+    }
+
+    /// Raises or clears the alert about nothing being received, and says whether it stands, where that is known.
+    async fn note_health(
+        &self,
+        target: &TargetName,
+        received: &Received,
+        health: Health,
+        is_alarmed: Option<bool>,
+    ) -> Option<bool> {
+        let silence = match health {
+            Health::Silent(silence) => silence,
+            // Whoever held the claim before may have raised it, and that it begins anew ends nothing.
+            Health::Unknown => return is_alarmed,
+            Health::Well if is_alarmed == Some(false) || self.clear(target, NOT_RECEIVED).await => return Some(false),
+            Health::Well => return None,
         };
         if is_alarmed == Some(true) {
             return is_alarmed;
@@ -368,7 +400,7 @@ impl Receivers {
             // The receiver says what is wrong.
             Ok(Ok(Ok(None))) => return,
             Ok(Ok(Err(error))) => {
-                tracing::info!(%target, error = %one_line(&error), "how much WAL the server keeps could not be asked: it needs an ordinary log-in");
+                tracing::info!(%target, error = %one_line(&error), "how much WAL the server keeps could not be asked");
                 return;
             }
             Ok(Err(error)) => {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use chrono::Utc;
 use strongroom_catalog::{ClaimedJob, FinishedRestore};
-use strongroom_connectors::files;
+use strongroom_connectors::files::{self, Lacks};
 use strongroom_connectors::postgres::{self, DrillConfig};
 use strongroom_connectors::{Stop, StreamsAsFiles};
 use strongroom_proto::TargetKind;
@@ -115,6 +115,7 @@ impl JobHandler for Restorer {
             Ok(destination) => destination,
             Err(reason) => return Outcome::Failed(reason),
         };
+        params.backup_began = Params::began_at(&backup.source, &destination);
         params.destination = without_password(&destination);
         // What is there is written over only for a backup whose every object is as it was stored. In place, each file
         // takes the place of another only when it has been found to be whole.
@@ -226,7 +227,11 @@ fn restore(
         }
         match what {
             What::Cluster(physical) => physical.restore(&source, destination, params, drill),
-            What::Entries(kind) => restore_into(&source, *kind, destination, params, drill, context),
+            What::Entries(kind) => {
+                let receipt = &reader.receipt().receipt;
+                let lacks = Lacks::of(&receipt.missing, &receipt.source);
+                restore_into(&source, *kind, &lacks, destination, params, drill, context)
+            }
         }
     })
     .map_err(|mut error| {
@@ -242,6 +247,7 @@ fn restore(
 fn restore_into(
     source: &dyn EntrySource,
     kind: TargetKind,
+    lacks: &Lacks,
     destination: &str,
     params: &Params,
     drill: &DrillConfig,
@@ -249,8 +255,8 @@ fn restore_into(
 ) -> Result<Restored, RestoreFailed> {
     match kind {
         TargetKind::Postgres => database::restore(source, destination, params, drill),
-        TargetKind::Files => tree::restore(source, destination, params, context),
-        TargetKind::Command => tree::restore(&StreamsAsFiles(source), destination, params, context),
+        TargetKind::Files => tree::restore(source, lacks, destination, params, context),
+        TargetKind::Command => tree::restore(&StreamsAsFiles(source), lacks, destination, params, context),
         TargetKind::Bucket | TargetKind::Config => Err(RestoreFailed {
             message: format!("backups of kind {kind} cannot be restored by this version: upgrade the restorer"),
             retryable: false,

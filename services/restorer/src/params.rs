@@ -1,9 +1,12 @@
 //! What a request for a restore said.
 
+use std::path::Path;
+use std::time::SystemTime;
+
 use serde::Deserialize;
 use strongroom_catalog::ClaimedJob;
 use strongroom_proto::TargetKind;
-use strongroom_proto::receipt::BackupReceipt;
+use strongroom_proto::receipt::{BackupReceipt, SourceFacts};
 use strongroom_proto::restore::Selected;
 use strongroom_proto::wal::Recovery;
 use strongroom_runtime::TargetConfig;
@@ -27,12 +30,25 @@ pub(crate) struct Params {
     /// For a backup of a whole cluster; without it, to where that is consistent.
     #[serde(default)]
     pub(crate) recovery: Option<Recovery>,
+    /// When the backup began, where it is restored to the very place it was taken from.
+    #[serde(skip)]
+    pub(crate) backup_began: Option<SystemTime>,
 }
 
 impl Params {
     /// Whether every byte of the backup is written.
     pub(crate) const fn writes_everything(&self) -> bool {
         self.selected.is_everything() && !self.in_place && !self.dry_run
+    }
+
+    /// When a backup began, if its tree lay at this destination then: only there do the times of files tell that they were
+    /// not touched since.
+    pub(crate) fn began_at(source: &SourceFacts, destination: &str) -> Option<SystemTime> {
+        let is_its_place = source
+            .path
+            .as_ref()
+            .is_some_and(|path| Path::new(path) == Path::new(destination));
+        source.read_from.filter(|_| is_its_place).map(SystemTime::from)
     }
 
     /// Whether a destination that holds something is refused.
@@ -80,4 +96,28 @@ fn own_database(job: &ClaimedJob, target: Option<TargetConfig>) -> Result<String
             job.target
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+
+    #[test]
+    fn times_of_files_are_believed_only_where_they_were_backed_up() {
+        let began = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let source = SourceFacts {
+            path: Some("/srv/docs".to_owned()),
+            read_from: Some(began),
+            ..SourceFacts::default()
+        };
+        for place in ["/srv/docs", "/srv/docs/"] {
+            assert_eq!(Params::began_at(&source, place), Some(began.into()));
+        }
+        for place in ["/srv/docs2", "/srv", "docs"] {
+            assert_eq!(Params::began_at(&source, place), None);
+        }
+        assert_eq!(Params::began_at(&SourceFacts::default(), "/srv/docs"), None);
+    }
 }

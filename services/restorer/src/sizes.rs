@@ -33,7 +33,8 @@ impl<'a> Sizes<'a> {
 
     /// The bytes that a change is about, which is told while its entry is listed; they are added to their sum.
     pub(crate) fn measure(&self, change: ChangeKind, path: &Path, sums: &mut ChangeBytes) -> Option<u64> {
-        let listed = self.bytes.load(Ordering::Relaxed);
+        // Of several changes to one entry the first counts.
+        let listed = self.bytes.swap(0, Ordering::Relaxed);
         let (sum, bytes) = match change {
             ChangeKind::Create => (&mut sums.created, listed),
             ChangeKind::Replace => (&mut sums.replaced, listed),
@@ -64,7 +65,8 @@ impl<'a> Sizes<'a> {
 impl EntrySource for Sizes<'_> {
     fn for_each_entry(&self, each: &mut dyn FnMut(Listed<'_>) -> io::Result<()>) -> io::Result<()> {
         self.total_bytes.store(0, Ordering::Relaxed);
-        self.source.for_each_entry(&mut |listed| {
+        self.skipped_bytes.store(0, Ordering::Relaxed);
+        let listed = self.source.for_each_entry(&mut |listed| {
             // The content of a hard link is the one of the entry before it.
             let bytes = if listed.entry.kind == EntryKind::Hardlink {
                 0
@@ -74,7 +76,9 @@ impl EntrySource for Sizes<'_> {
             self.bytes.store(bytes, Ordering::Relaxed);
             self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
             each(listed)
-        })
+        });
+        self.bytes.store(0, Ordering::Relaxed);
+        listed
     }
 
     fn copy_content(&self, path: &str, out: &mut dyn io::Write) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use strongroom_connectors::files::{self, Change, Existing, RestoreOptions, SOCKET_NOT_MADE, Selection};
+use strongroom_connectors::files::{self, Change, Existing, Lacks, RestoreOptions, SOCKET_NOT_MADE, Selection};
 use strongroom_proto::manifest::EntrySource;
 use strongroom_proto::receipt::Missing;
 use strongroom_proto::restore::{ChangeBytes, ChangeKind, PathChange, RestoreChanges};
@@ -19,6 +19,7 @@ const SKIPPED_NAMED: u64 = 1_000;
 
 pub(crate) fn restore(
     source: &dyn EntrySource,
+    lacks: &Lacks,
     destination: &str,
     params: &Params,
     context: &AttemptContext,
@@ -37,6 +38,8 @@ pub(crate) fn restore(
         existing,
         delete: params.delete,
         dry_run: params.dry_run,
+        backup_began: params.backup_began,
+        lacks: lacks.clone(),
     };
     let mut changes = RestoreChanges {
         dry_run: params.dry_run,
@@ -92,6 +95,7 @@ impl Skipped {
         self.named.push(Missing {
             name: change.path.clone(),
             reason: change.reason.clone().unwrap_or_default(),
+            torn: false,
         });
     }
 
@@ -100,6 +104,7 @@ impl Skipped {
             self.named.push(Missing {
                 name: "…".to_owned(),
                 reason: format!("and {} more", self.more),
+                torn: false,
             });
         }
         self.named

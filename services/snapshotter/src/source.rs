@@ -4,13 +4,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono::Utc;
 use strongroom_catalog::ClaimedJob;
 use strongroom_connectors::Stop;
 use strongroom_connectors::files::{self, FilesReport, SnapshotOptions};
 use strongroom_connectors::hook::{self, Hook, HookError};
 use strongroom_proto::BackupType;
 use strongroom_proto::manifest::BackupSink;
-use strongroom_proto::receipt::SourceFacts;
+use strongroom_proto::receipt::{LeftOut, SourceFacts};
 use strongroom_runtime::entry::one_line;
 use strongroom_runtime::{HookConfig, TargetConfig};
 use strongroom_worker::{AttemptContext, TakeError, Taken};
@@ -82,6 +83,7 @@ impl Tree {
     }
 
     fn walk(&self, sink: &mut dyn BackupSink, context: &AttemptContext) -> Result<Taken, TakeError> {
+        let read_from = Utc::now();
         let report =
             files::snapshot(&self.root, &self.options, sink, &mut || context.progress.add_file()).map_err(|error| {
                 TakeError {
@@ -90,10 +92,21 @@ impl Tree {
                 }
             })?;
         Ok(Taken {
-            facts: self.facts(&report),
+            facts: SourceFacts {
+                read_from: Some(read_from),
+                ..self.facts(&report)
+            },
             missing: report.missing,
             notes: Vec::new(),
         })
+    }
+
+    fn left_out(&self) -> LeftOut {
+        LeftOut {
+            patterns: self.options.exclude.clone(),
+            caches: self.options.exclude_caches,
+            files_over_bytes: self.options.max_file_bytes,
+        }
     }
 
     fn facts(&self, report: &FilesReport) -> SourceFacts {
@@ -104,6 +117,7 @@ impl Tree {
             links: some(report.links),
             sockets: some(report.sockets),
             excluded: some(report.excluded),
+            left_out: Some(self.left_out()),
             unchanged: some(report.unchanged),
             ..report.facts.clone()
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Deserialize;
-use strongroom_connectors::postgres::wal::{Pushed, push};
+use strongroom_connectors::postgres::wal::{HistoryBefore, Pushed, push};
 use strongroom_proto::TargetName;
 use strongroom_proto::wal::{SystemIdentifier, WalSource};
 use strongroom_runtime::entry::one_line;
@@ -126,10 +126,17 @@ pub(super) async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(url) = &settings.catalog_url {
         let told = notice::tell(url, settings.target.as_ref(), vault.id(), &pushed, warning.as_deref()).await;
-        if let Err(error) = told {
-            // A rebuild of the catalog makes up for it. The file is stored, which is what counts here.
-            let error = render::safe(&one_line(error.as_ref()));
-            eprintln!("strongroom: the WAL is stored, but the catalog was not told: {error}");
+        match told {
+            Ok(None) => {}
+            Ok(Some(warning)) => eprintln!("strongroom: WARNING: {}", render::safe(&warning)),
+            // The dumper makes up for it, as does a rebuild of the catalog. The file is stored, which is what counts here.
+            Err(error) => {
+                let error = render::safe(&one_line(error.as_ref()));
+                eprintln!(
+                    "strongroom: the WAL is stored, but the catalog was not told: {error}; where the target says wal: push, a dumper \
+                     tells it within a minute; see whether catalog_url is right and its server answers, or leave it out"
+                );
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -154,6 +161,20 @@ fn warning(pushed: &Pushed) -> Option<String> {
                 more => format!(" and {} more", more - 1),
             },
             piece.timeline
+        )),
+        Pushed::StoredHistory {
+            history,
+            before: HistoryBefore::Another,
+            ..
+        } => Some(notice::two_histories(history.timeline)),
+        Pushed::StoredHistory {
+            history,
+            before: HistoryBefore::Unknown,
+            ..
+        } => Some(format!(
+            "the vault had a history of timeline {} already; both are kept, and whoever reads compares them. That is harmless \
+             where this file was handed over before. If not, two servers went on upon that timeline from different places",
+            history.timeline
         )),
         Pushed::Stored(_) | Pushed::AlreadyThere(_) | Pushed::StoredHistory { .. } | Pushed::Ignored => None,
     }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::SystemTime;
 
 use rustix::fs::{Mode, Statx};
 use rustix::io::Errno;
@@ -11,10 +12,10 @@ use strongroom_proto::manifest::{Entry, EntryKind, Listed};
 
 use super::attributes::Object;
 use super::descend::{DIRECTORY, Descent};
-use super::facts::{inode_of, kind_of, look_at};
+use super::facts::{inode_of, is_settled, kind_of, look_at, version_of};
 use super::metadata::{Before, Setter, is_time_set};
 use super::paths::{split, target_of};
-use super::read::open_file;
+use super::read::{BUFFER_BYTES, Pieces, Stretch, open_file};
 
 /// How a thing at the destination differs from its entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,15 +36,22 @@ pub(super) struct Comparer {
     descent: Option<Descent<()>>,
     /// Files with other names that an entry stands for already: another entry is not the same file.
     claimed: HashSet<(u64, u64)>,
+    backup_began: Option<SystemTime>,
 }
 
 impl Comparer {
-    /// Compares with what is in an open directory, or with nothing at all.
+    /// Compares with what is in an open directory, or with nothing at all. Every file is read.
     pub(super) fn new(root: Option<OwnedFd>) -> Self {
         Self {
             descent: root.map(|root| Descent::new(root, ())),
             claimed: HashSet::new(),
+            backup_began: None,
         }
+    }
+
+    /// Does not read a file that the kernel says was not touched since then, where its length and time are the entry's.
+    pub(super) fn trusting(self, backup_began: Option<SystemTime>) -> Self {
+        Self { backup_began, ..self }
     }
 
     /// Compares an entry with what has its path.
@@ -62,7 +70,11 @@ impl Comparer {
         if is_another || kind_of(&facts) != Some(EntryKind::File) || facts.stx_size != listed.bytes {
             return Ok(Difference::Other);
         }
-        if !is_time_set(listed.entry, &facts) && !is_same_content(directory, name, listed)? {
+        // Who changes content can set back the time of the modification, but not that of the change.
+        let is_time_equal = listed.entry.mtime_seconds.is_some() && is_time_set(listed.entry, &facts);
+        let is_settled_at = |began| is_settled(&version_of(&facts), began);
+        let is_untouched = is_time_equal && self.backup_began.is_some_and(is_settled_at);
+        if !is_untouched && !is_same_content(directory, name, listed, is_time_equal)? {
             return Ok(Difference::Other);
         }
         metadata(Object::Named(directory, name), &facts, listed.entry, setter)
@@ -155,15 +167,33 @@ fn metadata(object: Object<'_>, facts: &Statx, entry: &Entry, setter: &mut Sette
     })
 }
 
-/// Whether a file of the right length has the content; where there are holes, their places are not known.
-fn is_same_content(directory: BorrowedFd<'_>, name: &[u8], listed: Listed<'_>) -> io::Result<bool> {
-    if listed.hole_bytes > 0 {
+/// Whether a file of the right length has the content. Of holes only the sum is known: that is enough where the time is the
+/// entry's too.
+fn is_same_content(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    listed: Listed<'_>,
+    is_time_equal: bool,
+) -> io::Result<bool> {
+    if listed.hole_bytes > 0 && !is_time_equal {
         return Ok(false);
     }
-    let Ok((file, _)) = open_file(directory, name) else {
+    let Ok((file, facts)) = open_file(directory, name) else {
         return Ok(false);
     };
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::from(file))?;
-    Ok(hasher.finalize().as_bytes() == listed.blake3.as_bytes())
+    if listed.hole_bytes == 0 {
+        hasher.update_reader(File::from(file))?;
+        return Ok(hasher.finalize().as_bytes() == listed.blake3.as_bytes());
+    }
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut pieces = Pieces::new(file.as_fd(), &facts);
+    let mut hole_bytes = 0;
+    while let Some(stretch) = pieces.next(&mut buffer)? {
+        match stretch {
+            Stretch::Bytes(bytes) => _ = hasher.update(bytes),
+            Stretch::Hole(bytes) => hole_bytes += bytes,
+        }
+    }
+    Ok(hole_bytes == listed.hole_bytes && hasher.finalize().as_bytes() == listed.blake3.as_bytes())
 }

@@ -2,6 +2,9 @@
 //!
 //! Both are in the same order, which the plan has checked, so nothing has to be held but the names of the directories
 //! on the way to where one stands. It runs when everything else is in place.
+//!
+//! What the backup lacks because it was not taken stays, and so does what lies on another file system than the directory
+//! it is mounted in.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,7 +14,9 @@ use rustix::io::Errno;
 use strongroom_proto::manifest::{Entry, EntryKind};
 
 use super::descend::{DIRECTORY, Descent};
-use super::facts::look;
+use super::exclude::is_cache;
+use super::facts::{device_of, look, look_at};
+use super::lacks::Untaken;
 use super::names::{Lister, Names};
 use super::paths::{path_of, split};
 use super::plan::Plan;
@@ -23,6 +28,7 @@ pub(super) struct Deleting<'a> {
     descent: Descent<Option<Listing>>,
     lister: Lister,
     plan: &'a Plan,
+    untaken: Untaken<'a>,
     dry_run: bool,
     /// Called with the path of each thing that is removed.
     removed: &'a mut dyn FnMut(&[u8]),
@@ -39,6 +45,7 @@ impl<'a> Deleting<'a> {
     pub(super) fn new(
         root: OwnedFd,
         plan: &'a Plan,
+        untaken: Untaken<'a>,
         dry_run: bool,
         removed: &'a mut dyn FnMut(&[u8]),
     ) -> io::Result<Self> {
@@ -46,10 +53,12 @@ impl<'a> Deleting<'a> {
             descent: Descent::new(root, None),
             lister: Lister::new(),
             plan,
+            untaken,
             dry_run,
             removed,
         };
-        if plan.covers(&Entry::bare(super::walk::ROOT_PATH, EntryKind::Directory)) {
+        let is_listed = !deleting.untaken.is_unlisted(super::walk::ROOT_PATH.as_bytes());
+        if is_listed && plan.covers(&Entry::bare(super::walk::ROOT_PATH, EntryKind::Directory)) {
             let root = deleting.descent.root()?;
             let listing = deleting.list(&root)?;
             if let Some(value) = deleting.descent.value_mut() {
@@ -73,8 +82,11 @@ impl<'a> Deleting<'a> {
         if entry.kind == EntryKind::Directory {
             match rustix::fs::openat(self.descent.directory()?, name, DIRECTORY, Mode::empty()) {
                 Ok(directory) => {
-                    let listing = self.list(&directory)?;
-                    self.descent.push(name, directory, Some(listing));
+                    let listing = match self.was_taken(&directory, &path)? {
+                        true => Some(self.list(&directory)?),
+                        false => None,
+                    };
+                    self.descent.push(name, directory, listing);
                 }
                 // In a dry run, what will be a directory may not be one yet.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
@@ -82,6 +94,18 @@ impl<'a> Deleting<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether what the backup lacks of a directory was not there. The one it lies in is where one stands.
+    fn was_taken(&mut self, directory: &OwnedFd, path: &[u8]) -> io::Result<bool> {
+        // Of a tag that cannot be read it is not known what it says.
+        let is_cache = || match is_cache(directory.as_fd()) {
+            Ok(is_cache) => is_cache,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        };
+        Ok(!self.untaken.is_unlisted(path)
+            && device_of(&look(directory.as_fd())?) == device_of(&look(self.descent.directory()?)?)
+            && !(self.untaken.caches && is_cache()))
     }
 
     /// No entry is left.
@@ -147,14 +171,25 @@ impl<'a> Deleting<'a> {
             if kept == Some(name.as_slice()) {
                 return Ok(());
             }
-            let must_open = !listing.is_changed && is_closed(&listing.facts);
-            let open_mode = mode(u32::from(listing.facts.stx_mode) | 0o700);
-            listing.is_changed |= !self.dry_run;
+            let device = device_of(&listing.facts);
             let mut path = self.descent.path().to_vec();
             if !path.is_empty() {
                 path.push(b'/');
             }
             path.extend_from_slice(&name);
+            let facts = match look_at(self.descent.directory()?, &name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                facts => facts?,
+            };
+            if self.untaken.contains(&path, &facts) || device_of(&facts) != device {
+                continue;
+            }
+            let Some(Some(listing)) = self.descent.value_mut() else {
+                return Ok(());
+            };
+            let must_open = !listing.is_changed && is_closed(&listing.facts);
+            let open_mode = mode(u32::from(listing.facts.stx_mode) | 0o700);
+            listing.is_changed |= !self.dry_run;
             if !self.dry_run {
                 let here = self.descent.directory()?;
                 if must_open {

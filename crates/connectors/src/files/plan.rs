@@ -88,7 +88,8 @@ impl Plan {
         Ok(())
     }
 
-    fn takes_path(&self, path: &[u8]) -> bool {
+    /// Whether something of this name is restored for itself.
+    pub(super) fn takes_path(&self, path: &[u8]) -> bool {
         self.select
             .takes(&Entry::bare(String::from_utf8_lossy(path), EntryKind::File))
     }

@@ -6,17 +6,19 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::time::SystemTime;
 
 use rustix::fs::Statx;
 use strongroom_proto::manifest::{Entry, EntryKind, Listed};
 
 use super::compare::{Comparer, Difference};
 use super::facts::{inode_of, is_directory};
+use super::lacks::Lacks;
 use super::metadata::Setter;
 use super::nodes::DEVICE_NOT_PERMITTED;
 use super::paths::{link_source_of, path_of, split};
 use super::plan::Plan;
-use super::restore::{Change, Existing, FilesRestored};
+use super::restore::{Change, Existing, FilesRestored, torn_reason};
 use super::walk::ROOT_PATH;
 use super::writer::{SOCKET_NOT_MADE, check_place, named, not_a_directory};
 
@@ -25,6 +27,7 @@ pub(super) struct Preview<'a> {
     comparer: Comparer,
     setter: Setter,
     plan: &'a Plan,
+    lacks: &'a Lacks,
     existing: Existing,
     removes_directories: bool,
     /// Hashes of the paths of files that would be written: hard links to them would be made again.
@@ -37,6 +40,7 @@ impl<'a> Preview<'a> {
     pub(super) fn new(
         root: Option<OwnedFd>,
         plan: &'a Plan,
+        lacks: &'a Lacks,
         existing: Existing,
         removes_directories: bool,
         changed: &'a mut dyn FnMut(Change, &Path, Option<&str>),
@@ -45,11 +49,20 @@ impl<'a> Preview<'a> {
             comparer: Comparer::new(root),
             setter: Setter::new(),
             plan,
+            lacks,
             existing,
             removes_directories,
             written: HashSet::new(),
             restored: FilesRestored::default(),
             changed,
+        }
+    }
+
+    /// As for [`Comparer::trusting`].
+    pub(super) fn trusting(self, backup_began: Option<SystemTime>) -> Self {
+        Self {
+            comparer: self.comparer.trusting(backup_began),
+            ..self
         }
     }
 
@@ -62,11 +75,22 @@ impl<'a> Preview<'a> {
             return Ok(());
         };
         let path = path_of(&entry)?;
-        let renamed = Listed {
-            entry: &entry,
-            ..listed
+        let torn = match entry.kind {
+            EntryKind::File => self.lacks.torn(&path_of(listed.entry)?),
+            _ => None,
         };
-        self.look(&path, renamed).map_err(named(&entry.path))
+        let is_there = torn.is_some() && self.existing != Existing::Refuse && self.comparer.look(&path)?.is_some();
+        if !is_there {
+            let renamed = Listed {
+                entry: &entry,
+                ..listed
+            };
+            self.look(&path, renamed).map_err(named(&entry.path))?;
+        }
+        if let Some(reason) = torn {
+            self.skip(&path, &torn_reason(reason, is_there));
+        }
+        Ok(())
     }
 
     fn look(&mut self, path: &[u8], listed: Listed<'_>) -> io::Result<()> {

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{CWD, Mode};
 use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource, Listed};
@@ -11,6 +12,8 @@ use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource, Liste
 use super::compare::{Comparer, Difference};
 use super::delete::Deleting;
 use super::descend::DIRECTORY;
+use super::lacks::{Lacks, Untold};
+use super::missing::MORE;
 use super::names::Lister;
 use super::paths::path_of;
 use super::plan::Plan;
@@ -25,8 +28,8 @@ pub enum Existing {
     Refuse,
     /// What has the name of an entry is replaced by it; what has not stays.
     Replace,
-    /// Only what differs from the backup is written. A file of the same length and modification time is taken for the
-    /// same; one of the same length is read and compared.
+    /// Only what differs from the backup is written. A file of the same length is read and compared; see
+    /// [`RestoreOptions::backup_began`].
     InPlace,
 }
 
@@ -42,6 +45,11 @@ pub struct RestoreOptions {
     pub delete: bool,
     /// Changes nothing, and reports what would be changed.
     pub dry_run: bool,
+    /// With [`Existing::InPlace`] into the tree that was backed up: when that began. A file of the entry's length and
+    /// modification time that was not touched since is not read. Elsewhere it says nothing; without it every file is read.
+    pub backup_began: Option<SystemTime>,
+    /// What the backup does not hold although it was there.
+    pub lacks: Lacks,
 }
 
 /// What a restore did to one path.
@@ -135,6 +143,13 @@ pub enum FilesRestoreError {
     /// Deleting was asked for where it is not known what to delete.
     #[error("delete only where everything is restored in place: leave out the patterns, name directories instead")]
     CannotDelete,
+    /// Something is to be deleted or replaced, and the receipt does not tell what was not taken.
+    #[error("restore into an empty directory: what this backup does not hold may still be wanted")]
+    Untold {
+        /// Why.
+        #[source]
+        source: Untold,
+    },
 }
 
 impl FilesRestoreError {
@@ -167,27 +182,50 @@ pub fn restore(
     if options.delete && (options.existing != Existing::InPlace || options.select.has_patterns()) {
         return Err(FilesRestoreError::CannotDelete);
     }
+    let untold = |source| FilesRestoreError::Untold { source };
+    if options.existing != Existing::Refuse {
+        options.lacks.are_told().map_err(untold)?;
+    }
+    let untaken = match options.delete {
+        true => Some(options.lacks.untaken().map_err(untold)?),
+        false => None,
+    };
     let root = open_destination(destination, options.existing, options.dry_run)?;
     let plan = Plan::make(source, options.select, options.delete)?;
     let failed = |source| FilesRestoreError::Destination {
         destination: destination.to_owned(),
         source,
     };
+    for missing in options.lacks.missing().filter(|missing| !missing.torn) {
+        // Among what is not named may be anything.
+        if missing.name == MORE || plan.takes_path(missing.name.as_bytes()) {
+            let reason = format!("missing from the backup: {}", missing.reason);
+            changed(Change::Skip, Path::new(&missing.name), Some(&reason));
+        }
+    }
     let Some(root) = root else {
-        let preview = Preview::new(None, &plan, options.existing, options.delete, changed);
+        let preview = Preview::new(None, &plan, &options.lacks, options.existing, options.delete, changed);
         return run_preview(source, preview, destination);
     };
     let again = root.try_clone().map_err(failed)?;
     let mut restored = if options.dry_run {
-        let preview = Preview::new(Some(root), &plan, options.existing, options.delete, &mut *changed);
-        run_preview(source, preview, destination)?
+        let preview = Preview::new(
+            Some(root),
+            &plan,
+            &options.lacks,
+            options.existing,
+            options.delete,
+            &mut *changed,
+        );
+        run_preview(source, preview.trusting(options.backup_began), destination)?
     } else {
         let changed: Changed<'_> = Box::new(&mut *changed);
-        let comparer = Comparer::new(Some(root.try_clone().map_err(failed)?));
+        let comparer = Comparer::new(Some(root.try_clone().map_err(failed)?)).trusting(options.backup_began);
         let state = RefCell::new(Restoring {
             writer: Writer::new(root, options.existing, options.delete, changed).map_err(failed)?,
             comparer,
             plan: &plan,
+            lacks: &options.lacks,
             existing: options.existing,
             is_dropped: false,
             failed: None,
@@ -198,14 +236,14 @@ pub fn restore(
         state.writer.finish().map_err(failed)?;
         state.writer.restored
     };
-    if options.delete {
+    if let Some(untaken) = untaken {
         let mut deleted = 0;
         let mut removed = |path: &[u8]| {
             use std::os::unix::ffi::OsStrExt as _;
             deleted += 1;
             changed(Change::Delete, Path::new(std::ffi::OsStr::from_bytes(path)), None);
         };
-        let mut deleting = Deleting::new(again, &plan, options.dry_run, &mut removed).map_err(failed)?;
+        let mut deleting = Deleting::new(again, &plan, untaken, options.dry_run, &mut removed).map_err(failed)?;
         let mut problem = None;
         source
             .for_each_entry(&mut |listed| deleting.entry(listed.entry).map_err(|error| keep(&mut problem, error)))
@@ -232,6 +270,14 @@ fn run_preview(
             None => FilesRestoreError::Read { source },
         })?;
     Ok(preview.restored)
+}
+
+/// What is said of a file of which the backup has only a part. It never takes the place of one that is there.
+pub(super) fn torn_reason(reason: &str, is_there: bool) -> String {
+    match is_there {
+        true => format!("what is there stays, because the backup has only a part of it: {reason}"),
+        false => format!("restored as far as the backup has it: {reason}"),
+    }
 }
 
 /// Keeps our own error apart from those of the source.
@@ -289,6 +335,7 @@ struct Restoring<'a> {
     writer: Writer<'a>,
     comparer: Comparer,
     plan: &'a Plan,
+    lacks: &'a Lacks,
     existing: Existing,
     /// Whether the entry at hand is not written, because its file has been under the same path.
     is_dropped: bool,
@@ -305,13 +352,22 @@ impl Restoring<'_> {
             return Ok(false);
         }
         // Everything but files is compared when it is written, which costs nothing.
-        if self.existing != Existing::InPlace || listed.entry.kind != EntryKind::File {
+        if listed.entry.kind != EntryKind::File {
+            return Ok(true);
+        }
+        let torn = self.lacks.torn(&path_of(listed.entry)?);
+        if self.existing != Existing::InPlace && torn.is_none() {
             return Ok(true);
         }
         let Some(entry) = self.plan.restored_as(listed.entry)? else {
             return Ok(true);
         };
         let path = path_of(&entry)?;
+        if let Some(reason) = torn {
+            let is_there = self.existing != Existing::Refuse && self.comparer.look(&path)?.is_some();
+            self.writer.skip(&path, &torn_reason(reason, is_there));
+            return Ok(!is_there);
+        }
         let renamed = Listed {
             entry: &entry,
             ..listed

@@ -389,7 +389,7 @@ impl Walk<'_> {
             None => self.took(path, before),
             Some(problem) => self
                 .missing
-                .add(path, format!("changed or unreadable while read: {problem}")),
+                .add_torn(path, format!("changed or unreadable while read: {problem}")),
         }
         Ok(())
     }

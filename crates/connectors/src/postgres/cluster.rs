@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use url::Url;
 
+use super::own_folder::{FileError, own_folder, refuse_contents};
 use super::run_as::{RunAs, clean_environment};
 use super::sql::Sql;
 use super::target::{PostgresTarget, TargetError};
@@ -141,7 +142,7 @@ impl Cluster {
                 what: "a server on a port needs a password",
             });
         }
-        let absolute = |path: &Path| std::path::absolute(path).map_err(file_error("find", path));
+        let absolute = |path: &Path| std::path::absolute(path).map_err(FileError::step("find", path));
         let options = ClusterOptions {
             socket_dir: absolute(&options.socket_dir)?,
             ..options
@@ -152,7 +153,7 @@ impl Cluster {
             });
         }
         let data_dir = absolute(data_dir)?;
-        let run_as = RunAs::unprivileged().map_err(file_error("read", Path::new("/etc/passwd")))?;
+        let run_as = RunAs::unprivileged().map_err(FileError::step("read", Path::new("/etc/passwd")))?;
         Ok(Self {
             binaries,
             data_dir,
@@ -172,9 +173,9 @@ impl Cluster {
         self.own_dir(&self.options.socket_dir)?;
         let log_path = self.log_path();
         let log = OpenOptions::new().create(true).append(true).open(&log_path);
-        let log = log.map_err(file_error("open", &log_path))?;
+        let log = log.map_err(FileError::step("open", &log_path))?;
         let logged_before = log.metadata().map_or(0, |facts| facts.len());
-        let errors = log.try_clone().map_err(file_error("open", &log_path))?;
+        let errors = log.try_clone().map_err(FileError::step("open", &log_path))?;
         let signal = if self.options.fsync { "INT" } else { "QUIT" };
         let mut command = self.run_as.command(&self.binaries.program("postgres"), Some(signal));
         clean_environment(&mut command).arg("-D").arg(&self.data_dir);
@@ -199,11 +200,7 @@ impl Cluster {
                 let _ = started.send(Ok(child.id()));
                 let _ = ending.send(child.wait());
             });
-        let run = |source| ClusterError::File {
-            doing: "run",
-            path: self.binaries.program("postgres"),
-            source,
-        };
+        let run = |source| FileError::step("run", &self.binaries.program("postgres"))(source);
         spawned.map_err(run)?;
         let id = starting
             .recv()
@@ -340,14 +337,14 @@ impl Cluster {
             .arg("--auth-host=scram-sha-256");
         let mut pass_file = None;
         if let Some(password) = &self.options.password {
-            let fail = file_error("write", Path::new("the password file"));
+            let fail = FileError::step("write", Path::new("the password file"));
             let file = self.pass_file(password).map_err(fail)?;
             command.arg(format!("--pwfile={}", file.path().display()));
             pass_file = Some(file);
         }
         let output = command.stdin(Stdio::null()).output();
         drop(pass_file);
-        let output = output.map_err(file_error("run", &self.binaries.program("initdb")))?;
+        let output = output.map_err(FileError::step("run", &self.binaries.program("initdb")))?;
         if output.status.success() {
             return Ok(());
         }
@@ -372,25 +369,12 @@ impl Cluster {
         Ok(file)
     }
 
-    /// Makes a folder that belongs to the server's user alone.
-    fn own_dir(&self, dir: &Path) -> Result<(), ClusterError> {
-        use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-        if let Some(parent) = dir.parent() {
-            std::fs::create_dir_all(parent).map_err(file_error("create", parent))?;
-        }
-        if let Some(folder) = self.run_as.obstacle(dir).map_err(file_error("look at", dir))? {
-            return Err(ClusterError::Obstacle { folder });
-        }
+    /// Makes a folder that belongs to the server's user alone, who must be able to reach the server's programs too.
+    fn own_dir(&self, dir: &Path) -> Result<(), FileError> {
         if let Some(folder) = self.run_as.obstacle(&self.binaries.program("postgres")).ok().flatten() {
-            return Err(ClusterError::Obstacle { folder });
+            return Err(FileError::Obstacle { folder });
         }
-        match std::fs::DirBuilder::new().mode(0o700).create(dir) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(file_error("create", dir)(error)),
-        }
-        self.run_as.own(dir).map_err(file_error("give away", dir))?;
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(file_error("close", dir))
+        own_folder(dir, self.run_as)
     }
 
     fn wait_until_ready(&self, logged_before: u64) -> Result<(), ClusterError> {
@@ -454,23 +438,6 @@ impl Cluster {
     }
 }
 
-/// Refuses a folder that holds anything but what is allowed.
-fn refuse_contents(folder: &Path, is_allowed: fn(&[u8]) -> bool) -> Result<(), ClusterError> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(file_error("list", folder))?,
-    };
-    for entry in entries {
-        let name = entry.map_err(file_error("list", folder))?.file_name();
-        if !is_allowed(name.as_encoded_bytes()) {
-            return Err(ClusterError::NotEmpty {
-                folder: folder.to_owned(),
-            });
-        }
-    }
-    Ok(())
-}
-
 fn is_socket_name(name: &[u8]) -> bool {
     name.starts_with(b".s.PGSQL.")
 }
@@ -484,9 +451,4 @@ impl Drop for Cluster {
         };
         self.stop(mode);
     }
-}
-
-fn file_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ClusterError {
-    let path = path.to_owned();
-    move |source| ClusterError::File { doing, path, source }
 }

@@ -23,6 +23,7 @@ use super::sql::{Sql, SqlError};
 use super::target::{Endpoint, PostgresTarget, TargetError};
 use super::tools::{self, ToolSet};
 use crate::child::{Input, Output, ToolChild, ToolOutput, describe};
+use crate::sink::may_be_stored_later;
 
 /// How much of a tool's output is read at once.
 const READ_BYTES: usize = 512 << 10;
@@ -155,9 +156,7 @@ impl DumpError {
             }
             Self::Archive { source, .. } => !matches!(source, ArchiveError::UnknownVersion { .. }),
             Self::CountsDiffer { .. } => true,
-            Self::Sink { source, .. } => {
-                !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Sink { source, .. } => may_be_stored_later(source),
         }
     }
 
@@ -233,6 +232,7 @@ pub fn dump(target: &PostgresTarget, sink: &mut dyn EntrySink) -> Result<DumpRep
                 "the role {} may not read pg_authid; back up as a superuser to include them",
                 endpoint.user
             ),
+            torn: false,
         });
     }
     let counts = counts.finish().map_err(ask)?;
@@ -507,6 +507,7 @@ fn left_out(tool: &str, output: &ToolOutput) -> Option<Missing> {
     Some(Missing {
         name: words.split(" not dumped").next().unwrap_or(words).to_owned(),
         reason: words.to_owned(),
+        torn: false,
     })
 }
 

@@ -3,7 +3,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use strongroom_connectors::postgres::{
-    Cluster, ClusterError, ClusterOptions, PostgresTarget, ServerBinaries, StopMode, probe,
+    Cluster, ClusterError, ClusterOptions, FileError, PostgresTarget, ServerBinaries, StopMode, probe,
 };
 
 use crate::server::{Server, extra_dirs, majors, oldest, options, passable_dir};
@@ -126,9 +126,12 @@ fn a_folder_that_holds_something_else_is_left_alone() {
     let owner = |path: &std::path::Path| (path.metadata().unwrap().uid(), path.metadata().unwrap().mode());
     let before = owner(&precious);
     let refused = Cluster::create(oldest(), &precious, options(dir.path().join("socket")));
-    assert!(matches!(refused, Err(ClusterError::NotEmpty { .. })));
+    assert!(matches!(refused, Err(ClusterError::File(FileError::NotEmpty { .. }))));
     let mut cluster = Cluster::create(oldest(), &dir.path().join("data"), options(precious.clone())).unwrap();
-    assert!(matches!(cluster.start(), Err(ClusterError::NotEmpty { .. })));
+    assert!(matches!(
+        cluster.start(),
+        Err(ClusterError::File(FileError::NotEmpty { .. }))
+    ));
     assert_eq!(owner(&precious), before);
 }
 

@@ -130,20 +130,15 @@ fn only_the_rows_that_an_extension_wants_dumped_are_counted() {
     assert_eq!(rows(&checks, "plain"), 10);
 }
 
-/// Changes the database in the middle of the dump.
-struct Meddling<'a> {
-    server: &'a Server,
+/// Where something happens before an entry begins.
+struct Meanwhile<F> {
     memory: Memory,
+    happens: F,
 }
 
-impl EntrySink for Meddling<'_> {
+impl<F: FnMut(&Entry)> EntrySink for Meanwhile<F> {
     fn begin(&mut self, entry: &Entry) -> io::Result<()> {
-        if entry.path == "database.dump" {
-            self.server.sql(
-                "busy",
-                "DELETE FROM numbers WHERE n > 5; INSERT INTO others VALUES (1), (2)",
-            );
-        }
+        (self.happens)(entry);
         self.memory.begin(entry)
     }
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -164,9 +159,16 @@ fn all_streams_show_one_instant_whatever_happens_meanwhile() {
     );
     let mut target = server.target("busy");
     target.large_table_bytes = 100_000;
-    let mut sink = Meddling {
-        server: &server,
+    let mut sink = Meanwhile {
         memory: Memory::default(),
+        happens: |entry: &Entry| {
+            if entry.path == "database.dump" {
+                server.sql(
+                    "busy",
+                    "DELETE FROM numbers WHERE n > 5; INSERT INTO others VALUES (1), (2)",
+                );
+            }
+        },
     };
     dump(&target, &mut sink).unwrap();
     let checks = checks(&sink.memory);
@@ -358,32 +360,6 @@ fn the_oldest_tool_that_fits_is_used() {
     assert!(facts.database_bytes > 1_000_000);
 }
 
-/// Tries to empty a table whenever an entry begins.
-struct Truncating<'a> {
-    server: &'a Server,
-    memory: Memory,
-    refused: usize,
-}
-
-impl EntrySink for Truncating<'_> {
-    fn begin(&mut self, entry: &Entry) -> io::Result<()> {
-        if entry.path != "checks.json" {
-            let said = self.server.sql(
-                "shop",
-                "SET lock_timeout = '50ms'; DO $$ BEGIN TRUNCATE big; EXCEPTION WHEN lock_not_available THEN PERFORM set_config('t.r', 'refused', false); END $$; SELECT current_setting('t.r', true)",
-            );
-            self.refused += usize::from(said.contains("refused"));
-        }
-        self.memory.begin(entry)
-    }
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.memory.write(bytes)
-    }
-    fn end(&mut self) -> io::Result<()> {
-        self.memory.end()
-    }
-}
-
 #[test]
 fn a_table_cannot_be_emptied_between_the_streams_of_a_dump() {
     let server = Server::start(oldest());
@@ -393,12 +369,20 @@ fn a_table_cannot_be_emptied_between_the_streams_of_a_dump() {
     );
     let mut target = server.target("shop");
     target.large_table_bytes = 100_000;
-    let mut sink = Truncating {
-        server: &server,
+    let mut refused = 0;
+    let mut sink = Meanwhile {
         memory: Memory::default(),
-        refused: 0,
+        happens: |entry: &Entry| {
+            if entry.path != "checks.json" {
+                let said = server.sql(
+                    "shop",
+                    "SET lock_timeout = '50ms'; DO $$ BEGIN TRUNCATE big; EXCEPTION WHEN lock_not_available THEN PERFORM set_config('t.r', 'refused', false); END $$; SELECT current_setting('t.r', true)",
+                );
+                refused += usize::from(said.contains("refused"));
+            }
+        },
     };
     dump(&target, &mut sink).unwrap();
-    assert_eq!(sink.refused, 3, "while each of globals, database and table was read");
     assert_eq!(rows(&checks(&sink.memory), "big"), 20_000);
+    assert_eq!(refused, 3, "while each of globals, database and table was read");
 }

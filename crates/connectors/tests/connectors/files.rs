@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps, XattrFlags};
 use strongroom_connectors::files::{
-    self, Change, Existing, FilesError, FilesReport, FilesRestoreError, FilesRestored, RestoreOptions, Selection,
-    SnapshotOptions,
+    self, Change, Existing, FilesError, FilesReport, FilesRestoreError, FilesRestored, Lacks, RestoreOptions,
+    Selection, SnapshotOptions,
 };
 use strongroom_proto::manifest::{BackupSink, EntrySource};
 
@@ -36,6 +36,8 @@ pub(crate) fn options(existing: Existing) -> RestoreOptions {
         existing,
         delete: false,
         dry_run: false,
+        backup_began: None,
+        lacks: Lacks::nothing(),
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, symlink};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use strongroom_connectors::files::{Change, Existing, FilesRestoreError, RestoreOptions, Selection};
 use strongroom_proto::manifest::{Entry, EntryKind, EntrySink, EntrySource, Listed};
@@ -17,6 +18,14 @@ fn in_place(delete: bool) -> RestoreOptions {
     RestoreOptions {
         delete,
         ..options(Existing::InPlace)
+    }
+}
+
+/// Into the tree that was backed up, where everything was made long before that.
+fn untouched_since() -> RestoreOptions {
+    RestoreOptions {
+        backup_began: Some(SystemTime::now() + Duration::from_secs(3600)),
+        ..in_place(false)
     }
 }
 
@@ -126,6 +135,44 @@ fn content_that_differs_under_the_same_length_and_another_time_is_found() {
     let changes = restore_twice(&memory, &destination, in_place(false));
     assert_eq!(told(&changes), [(Change::Replace, "a/deep/er/large")]);
     assert_eq!(describe(&destination), describe(source.path()));
+}
+
+#[test]
+fn content_that_differs_under_the_same_length_and_time_is_found_unless_the_file_was_not_touched_since_the_backup() {
+    let (source, memory, scratch) = restored_tree();
+    let destination = scratch.path().join("d");
+    let change = || {
+        for (name, at) in [("a/deep/er/large", 2_000_000), ("sparse", 6 << 20), ("a/small", 1)] {
+            let path = destination.join(name);
+            let time = path.metadata().unwrap().modified().unwrap();
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.write_all_at(b"!", at).unwrap();
+            drop(file);
+            set_time(&path, time);
+        }
+    };
+    let began = |backup_began| RestoreOptions {
+        backup_began,
+        ..in_place(false)
+    };
+    change();
+    assert_eq!(told(&restore_twice(&memory, &destination, untouched_since())), []);
+    for options in [began(None), began(Some(past())), began(Some(SystemTime::now()))] {
+        let changes = restore_twice(&memory, &destination, options.clone());
+        assert_eq!(
+            told(&changes),
+            [
+                (Change::Replace, "a/deep/er/large"),
+                (Change::Replace, "a/small"),
+                (Change::Replace, "sparse"),
+                (Change::Replace, "z-other-name"),
+            ]
+        );
+        assert_eq!(describe(&destination), describe(source.path()));
+        // Once more, and nothing is written that is as it should be.
+        assert_eq!(told(&restore_twice(&memory, &destination, options)), []);
+        change();
+    }
 }
 
 #[test]

@@ -405,3 +405,50 @@ fn another_user_restores_what_it_may() {
     // Its bits would lend our rights, not those of root.
     assert_eq!(scratch.path().join("theirs").metadata().unwrap().mode() & 0o7777, 0o755);
 }
+
+#[test]
+fn a_directory_is_closed_and_gets_its_time_when_all_in_it_is_made() {
+    let mut memory = Memory::default();
+    let directory = |path: &str| Entry {
+        mode: Some(0o40_555),
+        mtime_seconds: Some(1_000_000_000),
+        ..Entry::bare(path, EntryKind::Directory)
+    };
+    let mut put = |entry: Entry, content: &[u8]| {
+        memory.begin(&entry).unwrap();
+        memory.write(content).unwrap();
+        memory.end().unwrap();
+    };
+    put(directory("."), b"");
+    put(directory("a"), b"");
+    let content = vec![1; 900_000];
+    put(Entry::bare("a/x", EntryKind::File), &content);
+    put(directory("b"), b"");
+    // Restored without the name that holds it, it is made before the directory it is in comes.
+    let further = Entry {
+        link_target: Some("a/x".to_owned()),
+        ..Entry::bare("b/y", EntryKind::Hardlink)
+    };
+    put(further, b"");
+    for number in 0..300 {
+        let name = format!("c{number:03}");
+        put(directory(&name), b"");
+        put(Entry::bare(format!("{name}/file"), EntryKind::File), b"small");
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    for (round, options) in [options(Existing::Refuse), selected(&["b"], &["c*"])]
+        .into_iter()
+        .enumerate()
+    {
+        for attempt in 0..5 {
+            let destination = scratch.path().join(format!("{round} {attempt}"));
+            restore(&memory, &destination, options.clone()).unwrap();
+            assert!(fs::read(destination.join("b/y")).unwrap() == content);
+            for directory in ["b".to_owned(), "c000".to_owned(), "c299".to_owned()] {
+                let facts = fs::metadata(destination.join(&directory)).unwrap();
+                assert_eq!((facts.mtime(), facts.mode()), (1_000_000_000, 0o40_555), "{directory}");
+                set_mode(&destination.join(&directory), 0o755);
+            }
+        }
+    }
+}

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 
 use strongroom_proto::Sha256Digest;
 use strongroom_proto::manifest::{BackupSink, Entry, EntrySink, EntrySource, FileVersion, Listed, PAGE_BYTES};
@@ -12,6 +14,15 @@ struct Known {
     version: FileVersion,
     content: Vec<u8>,
     holes: Vec<(usize, u64)>,
+}
+
+/// A disk that somebody else fills.
+#[derive(Debug)]
+pub(crate) struct FullOnce {
+    pub(crate) written_bytes: AtomicUsize,
+    /// The next write fails, when whoever says so has come to the barrier.
+    pub(crate) is_full: AtomicBool,
+    pub(crate) may_fail: Barrier,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -41,6 +52,8 @@ pub(crate) struct Memory {
     open: Option<(Entry, Vec<u8>)>,
     /// Fails every write after so many bytes, as a full disk does.
     pub(crate) full_after_bytes: Option<usize>,
+    /// Fails when it is told from outside.
+    pub(crate) full_once: Option<Arc<FullOnce>>,
     written_bytes: usize,
 }
 
@@ -148,6 +161,13 @@ impl EntrySink for Memory {
         self.written_bytes += bytes.len();
         if self.full_after_bytes.is_some_and(|limit| self.written_bytes > limit) {
             return Err(io::ErrorKind::StorageFull.into());
+        }
+        if let Some(full) = &self.full_once {
+            full.written_bytes.store(self.written_bytes, Ordering::SeqCst);
+            if full.is_full.load(Ordering::SeqCst) {
+                full.may_fail.wait();
+                return Err(io::ErrorKind::StorageFull.into());
+            }
         }
         self.open.as_mut().expect("an open entry").1.extend_from_slice(bytes);
         Ok(())

@@ -260,6 +260,8 @@ pub(crate) struct Receiving {
     pub(crate) events: Arc<Mutex<Vec<WalEvent>>>,
     stop: watch::Sender<bool>,
     thread: std::thread::JoinHandle<Result<Ended, ReceiveError>>,
+    /// Why it ended, once it has.
+    outcome: Arc<Mutex<String>>,
 }
 
 impl Receiving {
@@ -275,6 +277,8 @@ impl Receiving {
         let events = Arc::new(Mutex::new(Vec::new()));
         let (stop, mut stopped) = watch::channel(false);
         let (told, sink) = (Arc::clone(&events), Arc::clone(wal));
+        let outcome = Arc::new(Mutex::new(String::new()));
+        let ending = Arc::clone(&outcome);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -285,11 +289,18 @@ impl Receiving {
                 expected_system,
             };
             let tell = move |event| told.lock().unwrap().push(event);
-            runtime.block_on(receive(&target, sink, options, &tell, async move {
+            let ended = runtime.block_on(receive(&target, sink, options, &tell, async move {
                 let _ = stopped.wait_for(|stop| *stop).await;
-            }))
+            }));
+            *ending.lock().unwrap() = format!("{ended:?}");
+            ended
         });
-        Self { events, stop, thread }
+        Self {
+            events,
+            stop,
+            thread,
+            outcome,
+        }
     }
 
     /// Waits until an event is as wanted.
@@ -297,7 +308,8 @@ impl Receiving {
         wait_for(what, WITHIN, || {
             assert!(
                 !self.thread.is_finished(),
-                "the receiver ended while waiting for {what}"
+                "the receiver ended while waiting for {what}: {}",
+                self.outcome.lock().unwrap()
             );
             self.events.lock().unwrap().iter().find_map(&wanted)
         })

@@ -1,23 +1,32 @@
 //! Base backups of whole clusters, against real servers.
 
 use std::fs;
+use std::io::{self, Read as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, mpsc};
+use std::time::Duration;
 
 use strongroom_connectors::postgres::physical::{
     BaseBackup, BaseBackupError, ClusterTarget, DamageError, Progress, TreeWriter, Want, base_backup, probe,
 };
 use strongroom_proto::manifest::PAGE_BYTES;
 use strongroom_proto::wal::{Lsn, Tablespace};
-use strongroom_testkit::Postgres;
+use strongroom_testkit::{Postgres, wait_for};
 
-use crate::memory::Memory;
+use crate::memory::{FullOnce, Memory};
 use crate::physical::{
     self, MemoryWal, Receiving, binaries, files, give, lay_down, lsn, run, start, tablespace_dir, target,
 };
 use crate::server::passable_dir;
 
 const MAJORS: [u32; 2] = [15, 18];
+/// How long anything may take that ends by itself.
+const WITHIN: Duration = Duration::from_secs(30);
+/// So long after its last sign, nothing is on its way.
+const QUIET: Duration = Duration::from_millis(500);
 const SUM: &str = "SELECT count(*), sum(n), (SELECT sum(n) FROM far) FROM near";
 
 fn take(server: &Postgres, memory: &mut Memory, want: Want) -> Result<BaseBackup, BaseBackupError> {
@@ -399,6 +408,65 @@ fn a_full_disk_and_a_stop_end_a_backup() {
     let ended = stop.run(|| base_backup(&slow, &mut memory, Want::Full, &mut |_| stopping.stop()));
     assert!(matches!(ended, Err(BaseBackupError::Stopped)), "{ended:?}");
     assert_eq!(memory.left_note, None);
+}
+
+/// Passes on what a client says, and of what the server says two megabytes and, when they are written, a little more, which
+/// the disk has no room for. Then it is silent and holds the connection.
+fn stalling(server: &Postgres, disk: Arc<FullOnce>) -> ClusterTarget {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut url: url::Url = server.url("postgres").parse().unwrap();
+    let address = (url.host_str().unwrap().to_owned(), url.port().unwrap());
+    url.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
+    std::thread::spawn(move || {
+        let (client, _) = listener.accept().unwrap();
+        let upstream = TcpStream::connect(address).unwrap();
+        let (mut from, mut to) = (upstream.try_clone().unwrap(), client.try_clone().unwrap());
+        std::thread::spawn(move || {
+            io::copy(&mut (&mut from).take(2 << 20), &mut to).unwrap();
+            // Whoever reads has to be waiting for the server. Were it not, the test would show less, and not fail.
+            let mut written = 0;
+            wait_for("a sink that has written all", WITHIN, || {
+                std::thread::sleep(QUIET);
+                let before = std::mem::replace(&mut written, disk.written_bytes.load(Ordering::SeqCst));
+                (before == written && written > 0).then_some(())
+            })
+            .unwrap();
+            disk.is_full.store(true, Ordering::SeqCst);
+            io::copy(&mut (&mut from).take(128 << 10), &mut to).unwrap();
+            std::thread::sleep(QUIET);
+            disk.may_fail.wait();
+        });
+        // Ends when the client goes.
+        let _ = io::copy(&mut &client, &mut &upstream);
+    });
+    ClusterTarget::new(url)
+}
+
+#[test]
+fn a_full_disk_ends_a_backup_of_a_server_that_says_nothing_more() {
+    let server = start(15, &[("fsync", "off")]);
+    let disk = Arc::new(FullOnce {
+        written_bytes: AtomicUsize::new(0),
+        is_full: AtomicBool::new(false),
+        may_fail: Barrier::new(2),
+    });
+    let stalled = stalling(&server, Arc::clone(&disk));
+    let (ended, end) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut memory = Memory::default();
+        memory.full_once = Some(disk);
+        let taken = base_backup(&stalled, &mut memory, Want::Full, &mut |_| {});
+        ended.send(taken.map(|_| ())).unwrap();
+    });
+    let error = end.recv_timeout(WITHIN).expect("the backup's end").unwrap_err();
+    assert!(matches!(&error, BaseBackupError::Sink { .. }), "{error}");
+    wait_for("the end of the server's side", WITHIN, || {
+        let senders = server
+            .psql("postgres", "SELECT count(*) FROM pg_stat_replication")
+            .ok()?;
+        (senders.trim() == "0").then_some(())
+    })
+    .unwrap();
 }
 
 #[test]

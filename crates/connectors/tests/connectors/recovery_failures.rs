@@ -4,17 +4,16 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
-use strongroom_connectors::postgres::DrillConfig;
-use strongroom_connectors::postgres::ServerBinaries;
 use strongroom_connectors::postgres::recovery::{
     RecoveryError, RecoveryProgress, RecoveryRequest, drill_cluster, recover,
 };
+use strongroom_connectors::postgres::{DrillConfig, FileError, ServerBinaries};
 use strongroom_proto::receipt::CheckOutcome;
 use strongroom_proto::wal::{Leave, Lsn, Recovery, RecoveryTarget, SystemIdentifier, WalSegment};
 
 use crate::recovery_moments::{both_ends, open, run, to};
 use crate::recovery_source::{FolderWal, Source};
-use crate::server::{extra_dirs, oldest, passable_dir};
+use crate::server::{extra_dirs, majors, oldest, passable_dir};
 
 /// Whether the cluster in a folder was never promoted.
 fn is_unpromoted(binaries: &ServerBinaries, data: &Path) -> bool {
@@ -37,7 +36,8 @@ fn is_unpromoted(binaries: &ServerBinaries, data: &Path) -> bool {
 
 #[test]
 fn an_outage_of_the_store_never_ends_in_a_promoted_server_and_the_next_try_goes_on() {
-    for binaries in both_ends() {
+    let ends: Vec<u32> = both_ends().iter().map(|binaries| binaries.major).collect();
+    for binaries in majors().into_iter().filter(|binaries| binaries.major >= ends[0]) {
         let source = Source::start(binaries.clone());
         let (backup, facts) = source.base_backup();
         let mut known = Vec::new();
@@ -46,7 +46,12 @@ fn an_outage_of_the_store_never_ends_in_a_promoted_server_and_the_next_try_goes_
             source.archive_all();
         }
         let last = known.last().unwrap();
-        for target in [RecoveryTarget::Latest, RecoveryTarget::Xid(last.xid)] {
+        let mut targets = vec![RecoveryTarget::Latest];
+        // In between, the end of the archive alone: what would be promoted too early.
+        if ends.contains(&binaries.major) {
+            targets.push(RecoveryTarget::Xid(last.xid));
+        }
+        for target in targets {
             let dir = passable_dir();
             let data = dir.path().join("data");
             let wal = FolderWal::of(&source);
@@ -101,7 +106,10 @@ fn another_try_never_makes_a_standby_of_a_folder_that_is_promoted() {
     .unwrap();
     assert_eq!(seen, [false], "taken away before the server is promoted");
     let again = recover(&backup, &request, &mut |_| {}).unwrap_err();
-    assert!(matches!(again, RecoveryError::NotEmpty { .. }), "{again}");
+    assert!(
+        matches!(again, RecoveryError::File(FileError::NotEmpty { .. })),
+        "{again}"
+    );
 }
 
 #[test]
@@ -172,7 +180,10 @@ fn what_cannot_be_recovered_is_refused_before_anything_is_touched() {
     std::fs::create_dir(&data).unwrap();
     std::fs::write(data.join("precious"), "x").unwrap();
     let error = run(&backup, &facts, &to(RecoveryTarget::Latest, None), &data, wal.clone()).unwrap_err();
-    assert!(matches!(error, RecoveryError::NotEmpty { .. }), "{error}");
+    assert!(
+        matches!(error, RecoveryError::File(FileError::NotEmpty { .. })),
+        "{error}"
+    );
     assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1);
 
     let mut other = facts.clone();

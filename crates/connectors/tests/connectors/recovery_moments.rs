@@ -108,6 +108,7 @@ fn every_kind_of_moment_is_recovered_to_the_transaction() {
                 "recovery.signal",
                 "strongroom-recovery",
                 "strongroom-recovery.log",
+                "postmaster.opts",
             ] {
                 assert!(!data.join(left).exists(), "{left}");
             }

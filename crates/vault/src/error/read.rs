@@ -198,6 +198,21 @@ impl ReadError {
         }
     }
 
+    /// Whether what lies in the vault is not what it should be, or not there, and the store itself does as it is asked. It says
+    /// nothing of the backups that do not need what is damaged.
+    pub const fn is_damage(&self) -> bool {
+        self.is_bad_object()
+            || matches!(
+                self,
+                Self::Missing { .. }
+                    | Self::ForgedGeneration { .. }
+                    | Self::Contradiction { .. }
+                    | Self::ChunkUnknown { .. }
+                    | Self::ChunkCorrupt { .. }
+                    | Self::EntryCorrupt { .. }
+            )
+    }
+
     /// The read error that an error of [`std::io`] wraps, where it does: entries are read through `io::Result`.
     pub fn in_io_error(error: &io::Error) -> Option<&Self> {
         wrapped(error)
@@ -232,5 +247,40 @@ impl From<ReadError> for io::Error {
             _ => io::ErrorKind::InvalidData,
         };
         Self::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_store_does_not_do_is_no_damage() {
+        let object = || "backups/b/receipt.json".to_owned();
+        let store = |source| ReadError::store("read a receipt", source);
+        let unavailable = StoreError::Unavailable {
+            operation: "get",
+            object: object(),
+            source: "no answer".into(),
+        };
+        let refused = StoreError::Refused {
+            operation: "get",
+            object: object(),
+            source: "no".into(),
+        };
+        assert!(!store(unavailable).is_damage() && !store(refused).is_damage());
+        let too_large = StoreError::TooLarge {
+            object: object(),
+            bytes: 2,
+            limit_bytes: 1,
+        };
+        for damage in [
+            store(too_large),
+            ReadError::Missing { object: object() },
+            ReadError::BadSignature { object: object() },
+            ReadError::malformed(object(), "not JSON"),
+        ] {
+            assert!(damage.is_damage() && !damage.is_retryable(), "{damage}");
+        }
     }
 }

@@ -133,12 +133,20 @@ impl WriteError {
     }
 }
 
+/// The kind tells who knows nothing of vaults whether to try again: not with `StorageFull`, `PermissionDenied` and
+/// `InvalidData`.
 impl From<WriteError> for io::Error {
     fn from(error: WriteError) -> Self {
-        let kind = if error.is_storage_full() {
-            io::ErrorKind::StorageFull
-        } else {
-            io::ErrorKind::Other
+        let kind = match &error {
+            _ if error.is_storage_full() => io::ErrorKind::StorageFull,
+            WriteError::Store {
+                source: StoreError::Refused { .. },
+                ..
+            } => io::ErrorKind::PermissionDenied,
+            // What was given up may have failed for a reason that passes.
+            WriteError::GivenUp => io::ErrorKind::Other,
+            _ if error.is_retryable() => io::ErrorKind::Other,
+            _ => io::ErrorKind::InvalidData,
         };
         Self::new(kind, error)
     }
@@ -174,7 +182,10 @@ pub enum CommitError {
         expected: VaultId,
     },
     /// The receipt is too large.
-    #[error("the receipt has {bytes} bytes, more than the {limit_bytes} allowed")]
+    #[error(
+        "the receipt has {bytes} bytes, more than the {limit_bytes} allowed: exclude from the target what it names as missing, \
+         or split the target"
+    )]
     TooLarge {
         /// Its size.
         bytes: usize,
@@ -217,6 +228,44 @@ impl CommitError {
             Self::Store { source, .. } => source.is_retryable(),
             Self::Existing { source } => source.is_retryable(),
             _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(error: WriteError) -> io::ErrorKind {
+        io::Error::from(error).kind()
+    }
+
+    #[test]
+    fn the_kind_of_an_io_error_tells_what_another_try_does_not_mend() {
+        let store = |source| WriteError::Store { doing: "store", source };
+        let (operation, object) = ("put", "x".to_owned());
+        let refused = StoreError::Refused {
+            operation,
+            object: object.clone(),
+            source: "no".into(),
+        };
+        let full = StoreError::Full {
+            operation,
+            object: object.clone(),
+            source: "no".into(),
+        };
+        let unavailable = StoreError::Unavailable {
+            operation,
+            object: object.clone(),
+            source: "no".into(),
+        };
+        assert_eq!(kind(store(refused)), io::ErrorKind::PermissionDenied);
+        assert_eq!(kind(store(full)), io::ErrorKind::StorageFull);
+        assert_eq!(kind(store(StoreError::Differs { object })), io::ErrorKind::InvalidData);
+        let chunk = ChunkId::from_bytes([0; 32]);
+        assert_eq!(kind(WriteError::CodecCorrupt { chunk }), io::ErrorKind::InvalidData);
+        for error in [store(unavailable), WriteError::StageEnded, WriteError::GivenUp] {
+            assert_eq!(kind(error), io::ErrorKind::Other);
         }
     }
 }

@@ -8,6 +8,7 @@
 use std::fs::{File, Metadata, ReadDir};
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -18,15 +19,16 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use strongroom_disk::{Buffers, LARGE_BYTES, NewFile};
+use uuid::Uuid;
+
+use crate::layout;
 
 /// How many objects are looked at before the first is handed on.
 const BATCH: usize = 1024;
-/// Parts of at least this size are of packs, and read once.
-const READ_ONCE_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -37,28 +39,32 @@ pub(super) struct Folder {
 
 impl Folder {
     /// The objects in a folder that exists.
-    pub(super) fn open(folder: &std::path::Path) -> io::Result<Self> {
+    pub(super) fn open(folder: &std::path::Path, buffers: Buffers) -> io::Result<Self> {
         Ok(Self {
             files: LocalFileSystem::new_with_prefix(folder).map_err(io::Error::other)?,
             root: folder.canonicalize()?,
-            buffers: Buffers::default(),
+            buffers,
         })
     }
 
-    /// Makes an object as [`LocalFileSystem`] does: written whole under another name, then linked to its own.
+    /// Makes an object as [`LocalFileSystem`] does, written whole under another name, then linked to its own; but in the
+    /// folder for what is on its way, where what a killed process left is seen.
     async fn create_large(&self, path: &Path, payload: PutPayload) -> Result<PutResult> {
         let object = self.files.path_to_filesystem(path)?;
-        let buffers = self.buffers.clone();
+        let (root, buffers) = (self.root.clone(), self.buffers.clone());
         let created = tokio::task::spawn_blocking(move || {
-            let (staged, file) = staged_beside(&object)?;
-            let written = write_large(&buffers, file, &payload);
-            let linked = written.and_then(|()| match std::fs::hard_link(&staged, &object) {
+            let staged = staged_for(&root, &object)?;
+            let linked = match write_and_link(&buffers, staged, &payload, &object) {
+                // Mounts of one file system.
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                    write_and_link(&buffers, staged_beside(&object)?, &payload, &object)
+                }
+                linked => linked,
+            };
+            match linked {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Err(error)),
-                linked => linked.map(Ok),
-            });
-            // One that stays is no object, and the next of this name gets another number.
-            let _ = std::fs::remove_file(&staged);
-            linked.map_err(|error| at(&object, &error))
+                linked => linked.map(Ok).map_err(|error| at(&object, &error)),
+            }
         });
         match created.await?.map_err(failed)? {
             Ok(()) => Ok(PutResult {
@@ -73,6 +79,24 @@ impl Folder {
         }
     }
 
+    /// The error that says that there is no such object, or another where that is not sure.
+    async fn proven_absent(&self, path: &Path, not_found: Error) -> Error {
+        let (root, path) = (self.root.clone(), self.root.join(path.as_ref()));
+        let looked = tokio::task::spawn_blocking(move || {
+            let error = io::ErrorKind::NotFound.into();
+            match is_absent(&root, &path, &error) {
+                Ok(true) => None,
+                Ok(false) => Some(at(&path, &error)),
+                Err(error) => Some(error),
+            }
+        });
+        match looked.await {
+            Ok(None) => not_found,
+            Ok(Some(error)) => failed(error),
+            Err(error) => error.into(),
+        }
+    }
+
     fn walk(&self, prefix: Option<&Path>) -> Walk {
         let folder = prefix.map_or_else(|| self.root.clone(), |prefix| self.root.join(prefix.as_ref()));
         Walk {
@@ -80,8 +104,28 @@ impl Folder {
             folder: Some(folder),
             open: Vec::new(),
             goes_down: true,
+            wants_unfinished: false,
         }
     }
+}
+
+/// How many objects lie there under a name that [`is_on_its_way`], which no listing has, and their bytes.
+pub(super) fn unfinished(root: &std::path::Path) -> io::Result<(u64, u64)> {
+    let mut walk = Walk {
+        root: root.canonicalize()?,
+        folder: Some(root.canonicalize()?),
+        open: Vec::new(),
+        goes_down: true,
+        wants_unfinished: true,
+    };
+    let (mut objects, mut bytes) = (0, 0);
+    while let Some(found) = walk.step()? {
+        if let Found::Object(object) = found {
+            objects += 1;
+            bytes += object.size;
+        }
+    }
+    Ok((objects, bytes))
 }
 
 impl std::fmt::Display for Folder {
@@ -104,6 +148,8 @@ struct Walk {
     /// Those it is in, the innermost last.
     open: Vec<ReadDir>,
     goes_down: bool,
+    /// Looks for what is not finished in place of the objects.
+    wants_unfinished: bool,
 }
 
 impl Walk {
@@ -112,7 +158,7 @@ impl Walk {
             if let Some(folder) = self.folder.take() {
                 match std::fs::read_dir(&folder) {
                     Ok(entries) => self.open.push(entries),
-                    Err(error) if self.is_absent(&folder, &error)? => {}
+                    Err(error) if is_absent(&self.root, &folder, &error)? => {}
                     Err(error) => return Err(at(&folder, &error)),
                 }
             }
@@ -126,7 +172,7 @@ impl Walk {
             let path = entry.map_err(|error| at(&self.root, &error))?.path();
             let found = match std::fs::metadata(&path) {
                 Ok(found) => found,
-                Err(error) if self.is_absent(&path, &error)? => continue,
+                Err(error) if is_absent(&self.root, &path, &error)? => continue,
                 Err(error) => return Err(at(&path, &error)),
             };
             if found.is_dir() {
@@ -136,27 +182,11 @@ impl Walk {
                 self.folder = Some(path);
             } else if found.is_file() {
                 let location = self.location(&path)?;
-                if !is_on_its_way(&location) {
+                if is_on_its_way(&location) == self.wants_unfinished {
                     return Ok(Some(Found::Object(meta(location, &found)?)));
                 }
             }
         }
-    }
-
-    /// Whether the error says that there is nothing of this name, not even a link to what is not there.
-    fn is_absent(&self, path: &std::path::Path, error: &io::Error) -> io::Result<bool> {
-        if error.kind() != io::ErrorKind::NotFound {
-            return Ok(false);
-        }
-        for above in path.ancestors().take_while(|above| *above != self.root) {
-            match std::fs::symlink_metadata(above) {
-                Ok(found) if found.is_symlink() => return Ok(std::fs::metadata(above).is_ok()),
-                Ok(_) => return Ok(true),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(at(above, &error)),
-            }
-        }
-        Ok(true)
     }
 
     fn location(&self, path: &std::path::Path) -> io::Result<Path> {
@@ -169,6 +199,22 @@ impl Walk {
             .ok_or_else(|| invalid("its name is no text".to_owned()))?;
         Path::parse(name).map_err(|error| invalid(error.to_string()))
     }
+}
+
+/// Whether the error says that there is nothing of this name, not even a link to what is not there.
+fn is_absent(root: &std::path::Path, path: &std::path::Path, error: &io::Error) -> io::Result<bool> {
+    if error.kind() != io::ErrorKind::NotFound {
+        return Ok(false);
+    }
+    for above in path.ancestors().take_while(|above| *above != root) {
+        match std::fs::symlink_metadata(above) {
+            Ok(found) if found.is_symlink() => return Ok(std::fs::metadata(above).is_ok()),
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(at(above, &error)),
+        }
+    }
+    Ok(true)
 }
 
 /// The next objects, and the walk where it goes on.
@@ -186,6 +232,24 @@ async fn next_batch(walk: Option<Walk>) -> Result<Option<(Vec<ObjectMeta>, Optio
         Ok((objects, Some(walk)))
     });
     batch.await?.map(Some).map_err(failed)
+}
+
+/// A new file for an object that is to be, in the folder for what is on its way where a link can lead from there.
+fn staged_for(root: &std::path::Path, object: &std::path::Path) -> io::Result<(PathBuf, File)> {
+    let staging = root.join(layout::STAGING_FOLDER);
+    let folder = object.parent().unwrap_or(root);
+    for folder in [&staging, folder] {
+        if !folder.exists() {
+            std::fs::create_dir_all(folder).map_err(|error| at(folder, &error))?;
+        }
+    }
+    let disk = |folder: &std::path::Path| std::fs::metadata(folder).map(|found| found.dev());
+    if disk(&staging)? != disk(folder)? {
+        return staged_beside(object);
+    }
+    let staged = staging.join(Uuid::new_v4().to_string());
+    let file = File::create_new(&staged).map_err(|error| at(&staged, &error))?;
+    Ok((staged, file))
 }
 
 /// A new file beside an object that is to be, under a name that [`is_on_its_way`].
@@ -206,11 +270,20 @@ fn staged_beside(object: &std::path::Path) -> io::Result<(PathBuf, File)> {
     }
 }
 
-fn write_large(buffers: &Buffers, file: File, payload: &PutPayload) -> io::Result<()> {
+/// Fills a staged file and links it to its place; the staged name is gone afterwards.
+fn write_and_link(
+    buffers: &Buffers,
+    (staged, file): (PathBuf, File),
+    payload: &PutPayload,
+    object: &std::path::Path,
+) -> io::Result<()> {
     let mut writing = NewFile::begin(file, buffers);
-    payload.iter().try_for_each(|part| writing.write(part))?;
-    writing.finish()?;
-    Ok(())
+    let written = payload.iter().try_for_each(|part| writing.write(part));
+    let written = written.and_then(|()| writing.finish().map(drop));
+    let linked = written.and_then(|()| std::fs::hard_link(&staged, object));
+    // One that stays is no object.
+    let _ = std::fs::remove_file(&staged);
+    linked
 }
 
 /// Whether the name is one under which [`LocalFileSystem`] writes an object before it is whole.
@@ -255,12 +328,15 @@ impl ObjectStore for Folder {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        let is_large = matches!(&options.range, Some(GetRange::Bounded(part)) if part.end.saturating_sub(part.start) >= READ_ONCE_BYTES);
-        let found = self.files.get_opts(path, options).await?;
+        let is_part = options.range.is_some();
+        let found = match self.files.get_opts(path, options).await {
+            Err(error @ Error::NotFound { .. }) => return Err(self.proven_absent(path, error).await),
+            found => found?,
+        };
         match found.payload {
-            GetResultPayload::File(file, _) if is_large => {
-                let part = found.range.clone();
-                let read = tokio::task::spawn_blocking(move || strongroom_disk::read_once(&file, part));
+            GetResultPayload::File(file, _) if is_part => {
+                let (part, buffers) = (found.range.clone(), self.buffers.clone());
+                let read = tokio::task::spawn_blocking(move || strongroom_disk::read_part(&file, part, &buffers));
                 let bytes = read.await?.map_err(failed)?;
                 let payload = GetResultPayload::Stream(futures::stream::once(async { Ok(bytes.into()) }).boxed());
                 Ok(GetResult { payload, ..found })
@@ -340,7 +416,7 @@ mod tests {
             std::fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
             std::fs::write(root.join(name), "abc").unwrap();
         }
-        Folder::open(root).unwrap()
+        Folder::open(root, Buffers::default()).unwrap()
     }
 
     #[tokio::test]
@@ -404,12 +480,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_killed_put_leaves_lies_where_a_listing_has_it() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder::open(root.path(), Buffers::default()).unwrap();
+        let object = folder.root.join("packs/aa/aabb");
+        // Killed before the link.
+        let (staged, file) = staged_for(&folder.root, &object).unwrap();
+        std::fs::write(&staged, "abc").unwrap();
+        drop(file);
+        let left = listed(&folder, "").await.unwrap();
+        assert!(left.len() == 1 && left[0].starts_with("staging/"), "{left:?}");
+        assert_eq!(std::fs::read_dir(object.parent().unwrap()).unwrap().count(), 0);
+        // The next put of the same object is not in its way, and leaves nothing.
+        let bytes = vec![7; LARGE_BYTES as usize];
+        let path = Path::from("packs/aa/aabb");
+        let put = |bytes: &Vec<u8>| folder.put_opts(&path, bytes.clone().into(), PutMode::Create.into());
+        put(&bytes).await.unwrap();
+        assert!(matches!(put(&bytes).await, Err(Error::AlreadyExists { .. })));
+        assert_eq!(listed(&folder, "packs").await.unwrap(), ["packs/aa/aabb"]);
+        assert_eq!(listed(&folder, "staging").await.unwrap(), left);
+        assert!(std::fs::read(&object).unwrap() == bytes);
+        // The one and only name that no listing has.
+        let (beside, _) = staged_beside(&object).unwrap();
+        std::fs::write(beside, "abcd").unwrap();
+        assert_eq!(listed(&folder, "packs").await.unwrap(), ["packs/aa/aabb"]);
+        assert_eq!(unfinished(&folder.root).unwrap(), (1, 4));
+    }
+
+    #[tokio::test]
     async fn listings_longer_than_a_batch_are_whole() {
         let root = tempfile::tempdir().unwrap();
         for number in 0..2 * BATCH + 5 {
             std::fs::write(root.path().join(format!("{number:05}")), "").unwrap();
         }
-        let folder = Folder::open(root.path()).unwrap();
+        let folder = Folder::open(root.path(), Buffers::default()).unwrap();
         let expected: Vec<String> = (0..2 * BATCH + 5).map(|number| format!("{number:05}")).collect();
         assert_eq!(listed(&folder, "").await.unwrap(), expected);
     }

@@ -72,6 +72,52 @@ impl Run<'_> {
             .await
     }
 
+    /// Reads every pack and index object that no backup needs: the next one may.
+    pub(super) async fn check_unlisted(&mut self, listed: &[(String, u64)]) -> Result<(), ReadError> {
+        let mut unlisted = Vec::new();
+        for (path, _) in listed {
+            let Some(digest) = path.rsplit('/').next().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let (needed, use_of_it) = match path.split('/').next() {
+                Some(layout::PACKS_FOLDER) => (
+                    self.objects.packs.contains(&digest) && *path == layout::pack(&digest),
+                    "used by no backup yet; the next one may reuse it",
+                ),
+                Some(layout::INDEX_FOLDER) => (
+                    self.objects.indexes.contains(&digest) && *path == layout::index(&digest),
+                    "used by no backup, and the next one does not rely on it either",
+                ),
+                _ => continue,
+            };
+            if !needed {
+                unlisted.push((path, digest, use_of_it));
+            }
+        }
+        self.progress.expect(unlisted.len());
+        let vault = self.vault;
+        let mut outcomes = futures::stream::iter(unlisted)
+            .map(|(path, digest, use_of_it)| async move {
+                let found = vault.store().digest(path).await;
+                (path, digest, use_of_it, found)
+            })
+            .buffer_unordered(PACK_READS);
+        while let Some((path, digest, use_of_it, found)) = outcomes.next().await {
+            match found.map_err(|source| ReadError::store(format!("check {path}"), source)) {
+                Ok(Some((found, bytes))) => {
+                    self.count(bytes);
+                    if found != digest {
+                        self.damage(path.clone(), format!("does not match its digest: {use_of_it}"));
+                    }
+                }
+                // Swept since the vault was listed.
+                Ok(None) => self.count(0),
+                Err(error) => self.take_error(error)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Checks an index object; its lines, and the key of the chunk ids in it, where there is an identity to use them.
     async fn check_index(
         &mut self,

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use strongroom_proto::manifest::{Entry, EntryKind};
 use strongroom_proto::{BackupId, ChunkId, Sha256Digest};
 
 use super::{HitBackup, HitFiles, NAMED_FILES, Run};
@@ -162,18 +163,38 @@ struct Files {
     count: u64,
     first: Vec<String>,
     last: Option<String>,
+    /// All of them, for the hard links to them that come later.
+    all: HashSet<NameDigest>,
+}
+
+/// The beginning of a name's digest: names can be long, and there may be many.
+type NameDigest = [u8; 16];
+
+fn digest_of_name(name: &str, hex_digits: Option<&str>) -> NameDigest {
+    let bytes = hex_digits.and_then(|digits| hex::decode(digits).ok());
+    let digest = blake3::hash(bytes.as_deref().unwrap_or(name.as_bytes()));
+    digest.as_bytes().first_chunk().copied().unwrap_or_default()
 }
 
 impl Files {
     /// Entries come in order, each perhaps several times.
-    fn add(&mut self, path: &str) {
-        if self.last.as_deref() == Some(path) {
+    fn add(&mut self, entry: &Entry) {
+        let path = &entry.path;
+        if self.last.as_ref() == Some(path) {
             return;
         }
-        self.last = Some(path.to_owned());
+        self.last = Some(path.clone());
+        self.all.insert(digest_of_name(path, entry.path_hex.as_deref()));
         self.count += 1;
         if self.first.len() < NAMED_FILES {
-            self.first.push(path.to_owned());
+            self.first.push(path.clone());
+        }
+    }
+
+    /// Adds a hard link to one of the files, whose content it shares.
+    fn add_link(&mut self, entry: &Entry, target: &NameDigest) {
+        if self.all.contains(target) {
+            self.add(entry);
         }
     }
 
@@ -211,7 +232,16 @@ async fn files_hit(
     let walked = tokio::task::spawn_blocking(move || {
         let (mut entries, mut unresolved) = (0_u64, Files::default());
         let mut last = None;
-        reader.for_each_extent(&mut |entry, extent, place| {
+        reader.for_each_extent(&mut |entry, found| {
+            let Some((extent, place)) = found else {
+                if let (EntryKind::Hardlink, Some(target)) = (entry.kind, &entry.link_target) {
+                    let target = digest_of_name(target, entry.link_target_hex.as_deref());
+                    let hit = lost.values_mut().map(|(_, files)| files);
+                    hit.chain([&mut unresolved])
+                        .for_each(|files| files.add_link(entry, &target));
+                }
+                return;
+            };
             if last.as_ref() != Some(&entry.path) {
                 last = Some(entry.path.clone());
                 entries += 1;
@@ -228,11 +258,11 @@ async fn files_hit(
                             Lost::Chunks(chunks) => chunks.contains(&extent.chunk),
                         };
                         if is_hit {
-                            files.add(&entry.path);
+                            files.add(entry);
                         }
                     }
                 }
-                _ => unresolved.add(&entry.path),
+                _ => unresolved.add(entry),
             }
         })?;
         Ok(Hits {

@@ -187,6 +187,13 @@ impl WalSink for WalWriter {
         Ok(())
     }
 
+    async fn has_history(&self, system: SystemIdentifier, timeline: u32) -> io::Result<bool> {
+        let folder = layout::wal_histories(system, timeline);
+        let listed = self.vault.store().list(&folder).await;
+        let listed = listed.map_err(|source| WalError::Store { source })?;
+        Ok(listed.iter().any(|path| layout::wal_object(path).is_some()))
+    }
+
     async fn segment_pieces(
         &self,
         system: SystemIdentifier,

@@ -10,6 +10,7 @@ use strongroom_proto::{Attempt, BackupId, ChunkId, Sha256Digest};
 use tokio::runtime::Handle;
 
 use super::Sealed;
+use super::reused::ReusedPacks;
 use crate::chunk_index::{ChunkIdHasher, ChunkIndex};
 use crate::error::{StoreError, WriteError};
 use crate::index::{self, IndexKeys};
@@ -45,10 +46,9 @@ pub(super) struct Keeper {
     pub(super) index: Arc<ChunkIndex>,
     /// The chunks that this writer has been given and no index lists yet.
     pub(super) stored: HashSet<ChunkId, ById>,
-    /// The packs of the chunks that were looked up and found, as numbers of `packs`.
+    /// The packs of the chunks that were looked up and found, as numbers of `reused`.
     pub(super) known: HashMap<ChunkId, u32, ById>,
-    pub(super) packs: Vec<EarlierPack>,
-    pub(super) pack_numbers: HashMap<Sha256Digest, u32>,
+    pub(super) reused: ReusedPacks,
     /// Chunks that nobody has looked up yet.
     pub(super) unsettled: Vec<(ChunkId, Vec<u8>, Counted)>,
     pub(super) unsettled_bytes: usize,
@@ -65,13 +65,6 @@ pub(super) struct Keeper {
 }
 
 pub(super) type ById = BuildHasherDefault<ChunkIdHasher>;
-
-/// A pack of an earlier backup, or of an earlier part of this one.
-pub(super) struct EarlierPack {
-    pack: Sha256Digest,
-    index_object: Sha256Digest,
-    is_needed: bool,
-}
 
 /// Whether a chunk counts in the totals; the entry list is no content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +83,7 @@ impl Keeper {
             return Ok(chunk);
         }
         if let Some(pack) = self.known.get(&chunk) {
-            need(&mut self.packs, *pack);
+            self.reused.need(*pack);
             return Ok(chunk);
         }
         let mut content = self.pipeline.buffer();
@@ -112,7 +105,7 @@ impl Keeper {
         self.learn(&ids)?;
         for (chunk, content, counted) in unsettled {
             if let Some(pack) = self.known.get(&chunk) {
-                need(&mut self.packs, *pack);
+                self.reused.need(*pack);
                 self.stored.remove(&chunk);
                 continue;
             }
@@ -129,7 +122,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Looks up chunks, those of them that nothing is known of.
+    /// Looks up chunks, those of them that nothing is known of. One that lies only in packs that are gone or cut short
+    /// counts as one that the vault lacks.
     pub(super) fn learn(&mut self, chunks: &[ChunkId]) -> Result<(), WriteError> {
         let unknown: Vec<ChunkId> = chunks
             .iter()
@@ -137,23 +131,35 @@ impl Keeper {
             .copied()
             .collect();
         for batch in unknown.chunks(LOOK_UP_IDS) {
-            let found = self.runtime.block_on(self.index.look_up(batch));
-            let found = found.map_err(|source| WriteError::Vault { source })?;
-            for (chunk, place) in batch.iter().zip(found) {
-                let Some(place) = place else { continue };
-                let next = self.packs.len() as u32;
-                let number = *self.pack_numbers.entry(place.pack).or_insert(next);
-                if number == next {
-                    self.packs.push(EarlierPack {
-                        pack: place.pack,
-                        index_object: place.index_object,
-                        is_needed: false,
-                    });
-                }
-                self.known.insert(*chunk, number);
+            let mut wanted = batch.to_vec();
+            while !wanted.is_empty() {
+                wanted = self.learn_once(&wanted)?;
             }
         }
         Ok(())
+    }
+
+    /// Looks up chunks once; those that were found in a pack that turned out to be of no use, so that another may hold
+    /// them.
+    fn learn_once(&mut self, wanted: &[ChunkId]) -> Result<Vec<ChunkId>, WriteError> {
+        let found = self
+            .runtime
+            .block_on(self.index.look_up(wanted, self.reused.of_no_use()));
+        let found = found.map_err(|source| WriteError::Vault { source })?;
+        let looked_at = self.reused.look_at(self.vault.store(), found.iter().flatten());
+        let lost = self.runtime.block_on(looked_at)?;
+        let mut again = Vec::new();
+        for (chunk, place) in wanted.iter().zip(found) {
+            let Some(place) = place else { continue };
+            match self.reused.number(&place.pack) {
+                Some(number) => {
+                    self.known.insert(*chunk, number);
+                }
+                None if lost.contains(&place.pack) => again.push(*chunk),
+                None => {}
+            }
+        }
+        Ok(again)
     }
 
     /// Whether the vault has all chunks of these parts, as far as was looked up.
@@ -175,7 +181,7 @@ impl Keeper {
                 && before.replace(extent.chunk) != Some(extent.chunk)
                 && let Some(pack) = self.known.get(&extent.chunk)
             {
-                need(&mut self.packs, *pack);
+                self.reused.need(*pack);
                 self.totals.chunks += 1;
             }
         }
@@ -219,6 +225,9 @@ impl Keeper {
             let listed = packs.get(object.packs.clone()).unwrap_or_default();
             let added = self.index.add_stored(object, listed).await;
             added.map_err(|source| WriteError::Vault { source })?;
+            for pack in listed {
+                self.reused.trust(pack.digest, object.digest);
+            }
         }
         for chunk in packs.iter().flat_map(|pack| &pack.chunks) {
             self.stored.remove(&chunk.chunk);
@@ -236,12 +245,7 @@ impl Keeper {
 
     async fn store_documents(&mut self, root: &Root) -> Result<Sealed, WriteError> {
         self.store_index().await?;
-        let earlier: HashSet<Sha256Digest> = self
-            .packs
-            .iter()
-            .filter(|pack| pack.is_needed)
-            .map(|pack| pack.index_object)
-            .collect();
+        let earlier: HashSet<Sha256Digest> = self.reused.needed().map(|pack| pack.index_object).collect();
         for object in &earlier {
             let holds = self.index.still_holds(object).await;
             if !holds.map_err(|source| WriteError::Vault { source })? {
@@ -250,7 +254,7 @@ impl Keeper {
                 });
             }
         }
-        for pack in self.packs.iter().filter(|pack| pack.is_needed) {
+        for pack in self.reused.needed() {
             self.needed.add(layout::pack(&pack.pack), pack.pack);
             self.needed.add(layout::index(&pack.index_object), pack.index_object);
         }
@@ -291,12 +295,6 @@ impl Keeper {
         self.totals.stored_bytes += artifact.bytes;
         self.vault.store().put(object, bytes).await.map_err(failed(doing))?;
         Ok(artifact)
-    }
-}
-
-fn need(packs: &mut [EarlierPack], number: u32) {
-    if let Some(pack) = packs.get_mut(number as usize) {
-        pack.is_needed = true;
     }
 }
 

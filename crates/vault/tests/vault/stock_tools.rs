@@ -93,7 +93,7 @@ fn every_object_opens_with_the_tool_it_is_made_for() {
 }
 
 /// The lines a person would type, taken from the page where they would find them.
-fn restore_by_hand() -> String {
+pub(crate) fn restore_by_hand() -> String {
     let page = include_str!("../../../../docs/format.md");
     let (_, section) = page.split_once("\n## Restore by hand\n").unwrap();
     let (_, block) = section.split_once("```sh\n").unwrap();

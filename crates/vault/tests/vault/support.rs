@@ -11,8 +11,8 @@ use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use strongroom_proto::manifest::{Entry, EntryKind, EntrySink};
 use strongroom_proto::receipt::{
@@ -324,6 +324,8 @@ pub(crate) enum Fault {
     Altered,
     /// There is no space.
     Full,
+    /// A read comes up short, and nothing says so; what changes the store is not touched.
+    Short,
 }
 
 /// Records every call that changes the store, and fails the one it is told to.
@@ -340,6 +342,8 @@ pub(crate) struct Control {
     all: Mutex<Vec<String>>,
     /// The number of the call, from now, and what happens to it.
     pub(crate) fault: Mutex<Option<(usize, Fault)>>,
+    /// Reads are counted and fail like calls that change the store.
+    pub(crate) counts_reads: AtomicBool,
     /// Creates overwrite, as on a store that ignores the condition.
     pub(crate) overwrites: AtomicBool,
     pub(crate) fails_lists: AtomicBool,
@@ -373,6 +377,15 @@ impl Control {
     pub(crate) fn take_all(&self) -> Vec<String> {
         self.take_calls();
         std::mem::take(&mut self.all.lock().unwrap())
+    }
+
+    /// A call that only reads.
+    fn next_read(&self, call: String) -> Option<Fault> {
+        if self.counts_reads.load(Ordering::SeqCst) {
+            return self.next(call);
+        }
+        self.note(call);
+        None
     }
 
     fn next(&self, call: String) -> Option<Fault> {
@@ -411,6 +424,28 @@ fn full() -> object_store::Error {
     }
 }
 
+/// The same answer with half of the bytes that it promises.
+async fn shorter(found: GetResult, is_head: bool) -> Result<GetResult> {
+    use futures::StreamExt;
+    let (mut meta, range) = (found.meta.clone(), found.range.clone());
+    let (attributes, extensions) = (found.attributes.clone(), found.extensions.clone());
+    let bytes = match is_head {
+        true => {
+            meta.size /= 2;
+            bytes::Bytes::new()
+        }
+        false => found.bytes().await?,
+    };
+    let half = bytes.slice(..bytes.len() / 2);
+    Ok(GetResult {
+        payload: GetResultPayload::Stream(futures::stream::once(async { Ok(half) }).boxed()),
+        meta,
+        range,
+        attributes,
+        extensions,
+    })
+}
+
 impl std::fmt::Display for Meddler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Meddler({})", self.inner)
@@ -424,7 +459,7 @@ impl ObjectStore for Meddler {
             opts.mode = PutMode::Overwrite;
         }
         match self.control.next(format!("put {path}")) {
-            None => self.inner.put_opts(path, payload, opts).await,
+            None | Some(Fault::Short) => self.inner.put_opts(path, payload, opts).await,
             Some(Fault::Refused) => Err(refused(path)),
             Some(Fault::Lost) => Err(lost()),
             Some(Fault::Full) => Err(full()),
@@ -447,8 +482,15 @@ impl ObjectStore for Meddler {
         self.inner.put_multipart_opts(path, opts).await
     }
     async fn get_opts(&self, path: &ObjectPath, options: GetOptions) -> Result<GetResult> {
-        self.control.note(format!("get {path}"));
-        self.inner.get_opts(path, options).await
+        let doing = if options.head { "head" } else { "get" };
+        match self.control.next_read(format!("{doing} {path}")) {
+            None => self.inner.get_opts(path, options).await,
+            Some(Fault::Refused) => Err(refused(path)),
+            Some(Fault::Short | Fault::Altered) => {
+                shorter(self.inner.get_opts(path, options).await?, doing == "head").await
+            }
+            Some(Fault::Lost | Fault::AnswerLost | Fault::Full) => Err(lost()),
+        }
     }
     fn delete_stream(&self, paths: BoxStream<'static, Result<ObjectPath>>) -> BoxStream<'static, Result<ObjectPath>> {
         use futures::StreamExt;
@@ -462,22 +504,39 @@ impl ObjectStore for Meddler {
     }
     fn list(&self, prefix: Option<&ObjectPath>) -> BoxStream<'static, Result<ObjectMeta>> {
         use futures::StreamExt;
-        self.control
-            .note(format!("list {}", prefix.map(ToString::to_string).unwrap_or_default()));
+        let listed = format!("list {}", prefix.map(ToString::to_string).unwrap_or_default());
+        let fault = self.control.next_read(listed);
         if self.control.fails_lists.load(Ordering::SeqCst) {
             return futures::stream::once(async { Err(lost()) }).boxed();
         }
-        self.inner.list(prefix)
+        match fault {
+            None => self.inner.list(prefix),
+            Some(Fault::Refused) => {
+                let error = refused(prefix.unwrap_or(&ObjectPath::default()));
+                futures::stream::once(async { Err(error) }).boxed()
+            }
+            // A list that breaks off says so: the error comes after a part of it.
+            Some(_) => {
+                let broken = futures::stream::once(async { Err(lost()) });
+                self.inner.list(prefix).take(1).chain(broken).boxed()
+            }
+        }
     }
     async fn list_with_delimiter(&self, prefix: Option<&ObjectPath>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
+        match self.control.next_read(format!(
+            "folders {}",
+            prefix.map(ToString::to_string).unwrap_or_default()
+        )) {
+            None => self.inner.list_with_delimiter(prefix).await,
+            Some(_) => Err(lost()),
+        }
     }
     async fn copy_opts(&self, from: &ObjectPath, to: &ObjectPath, mut options: CopyOptions) -> Result<()> {
         if self.control.overwrites.load(Ordering::SeqCst) {
             options.mode = object_store::CopyMode::Overwrite;
         }
         match self.control.next(format!("link {to}")) {
-            None | Some(Fault::Altered) => self.inner.copy_opts(from, to, options).await,
+            None | Some(Fault::Altered | Fault::Short) => self.inner.copy_opts(from, to, options).await,
             Some(Fault::Refused) => Err(refused(to)),
             Some(Fault::Lost) => Err(lost()),
             Some(Fault::Full) => Err(full()),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use strongroom_proto::manifest::EntrySource;
+use strongroom_proto::manifest::{Entry, EntryKind, EntrySource};
 use strongroom_proto::receipt::{InitiatedBy, Operator, RESTORE_RECEIPT_SCHEMA, RestoreReceipt};
 use strongroom_proto::restore::Selected;
 use strongroom_proto::{Attempt, BackupId, JobId};
@@ -259,13 +259,96 @@ fn what_nothing_refers_to_is_counted_and_is_no_damage() {
     fixture.write(&id, Attempt::new(2), &[stream("a", rows(3, 300_000))]);
     std::fs::create_dir_all(fixture.path().join("staging")).unwrap();
     std::fs::write(fixture.path().join("staging/left"), "0123456789").unwrap();
+    // A small object that was not finished, which no listing has.
+    std::fs::write(fixture.path().join(format!("backups/{id}/a1/manifest#1")), "0123456789").unwrap();
     let report = fixture.check_all(Some(&fixture.identity)).unwrap();
     assert!(report.is_sound(), "{report:?}");
     assert_eq!((report.backups, report.objects >= sound.objects), (1, true));
     let garbage = report.unreferenced.unwrap();
-    // A pack, an index object, a manifest and a list each, and the staged copy.
-    assert_eq!(garbage.objects, 9, "{garbage:?}");
+    // A pack, an index object, a manifest and a list each, the staged copy, and what was not finished.
+    assert_eq!(garbage.objects, 10, "{garbage:?}");
     assert!(garbage.bytes > 20_000, "{garbage:?}");
+}
+
+#[test]
+fn damage_of_what_no_backup_uses_yet_is_named() {
+    let fixture = Fixture::new();
+    fixture.back_up(1, &[stream("a", rows(1, 300_000))]);
+    let before = fixture.objects();
+    // An attempt that died before its receipt: what it listed is reused by the next one.
+    fixture.write(&Fixture::id(2), Attempt::FIRST, &[stream("a", rows(2, 300_000))]);
+    let new: Vec<String> = fixture.objects().into_iter().filter(|o| !before.contains(o)).collect();
+    assert!(fixture.check_all(None).unwrap().is_sound());
+    for (folder, use_of_it) in [("packs/", "the next one may reuse it"), ("index/", "used by no backup")] {
+        let object = new.iter().find(|object| object.starts_with(folder)).unwrap();
+        let path = fixture.path().join(object);
+        let original = std::fs::read(&path).unwrap();
+        let mut flipped = original.clone();
+        flipped[original.len() / 2] ^= 1;
+        for bytes in [&flipped, &original[..original.len() - 1].to_vec(), &Vec::new()] {
+            std::fs::write(&path, bytes).unwrap();
+            for identity in [None, Some(&fixture.identity)] {
+                let report = fixture.check_all(identity).unwrap();
+                let [damaged] = &report.damage[..] else {
+                    panic!("{report:?}")
+                };
+                assert_eq!((&damaged.object, damaged.backups.len()), (object, 0));
+                assert!(damaged.problem.contains(use_of_it), "{damaged:?}");
+                assert_eq!(report.unreferenced.unwrap().objects, 4, "{report:?}");
+            }
+        }
+        std::fs::write(&path, &original).unwrap();
+    }
+    let last = fixture.check_all(None).unwrap();
+    assert!(last.is_sound(), "{last:?}");
+}
+
+#[test]
+fn hard_links_of_a_damaged_file_are_named_with_it() {
+    let fixture = Fixture::new();
+    let link = |path: &str, target: &str| {
+        let mut entry = Entry::bare(path, EntryKind::Hardlink);
+        entry.link_target = Some(target.to_owned());
+        Item {
+            entry,
+            content: Vec::new(),
+        }
+    };
+    // Each in a pack of its own: a stream larger than a chunk is cut off from its neighbours.
+    let (first, second) = (stream("etc/a", noise(1, 5_000_000)), stream("etc/b", noise(2, 300_000)));
+    fixture.back_up(1, std::slice::from_ref(&first));
+    let pack = fixture.objects().into_iter().find(|o| o.starts_with("packs/")).unwrap();
+    let mut not_text = link("etc/e\u{fffd}", "etc/f\u{fffd}");
+    not_text.entry.path_hex = Some(hex::encode(b"etc/e\xff"));
+    not_text.entry.link_target_hex = Some(hex::encode(b"etc/f\xff"));
+    let all = [
+        link("etc/0", "etc/a"),
+        first,
+        second,
+        link("etc/c", "etc/a"),
+        link("etc/d", "etc/b"),
+        not_text,
+        link("etc/g", "etc/c"),
+    ];
+    let id = Fixture::id(2);
+    let mut writer = fixture.writer(&id, Attempt::FIRST).unwrap();
+    put_all(&mut writer, &all).unwrap();
+    let sealed = writer.finish().unwrap();
+    let receipt = fixture.receipt(&id, Attempt::FIRST, &sealed);
+    let committed = fixture.vault.commit(&receipt, &fixture.signer);
+    fixture.runtime.block_on(committed).unwrap();
+    std::fs::remove_file(fixture.path().join(&pack)).unwrap();
+    let report = fixture.check_all(Some(&fixture.identity)).unwrap();
+    let damaged = report.damage.iter().find(|damaged| damaged.object == pack).unwrap();
+    let hit = damaged.backups.iter().find(|hit| hit.backup_id == id).unwrap();
+    let expected = ["etc/a", "etc/c", "etc/g"].map(str::to_owned).to_vec();
+    assert_eq!(
+        hit.files,
+        HitFiles::Named {
+            count: 3,
+            paths: expected
+        }
+    );
 }
 
 #[test]
@@ -321,11 +404,13 @@ fn lists_of_more_than_ten_thousand_objects_are_whole() {
     const MANY: u64 = 10_050;
     let fixture = Fixture::new();
     let (id, _) = fixture.back_up(1, &[stream("a", "b")]);
-    for folder in ["packs/aa", "index"] {
-        let folder = fixture.path().join(folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        for number in 0..MANY {
-            std::fs::write(folder.join(format!("{number:064x}")), "left").unwrap();
+    for number in 0..MANY {
+        let left = format!("{number}");
+        let name = hex::encode(ring::digest::digest(&ring::digest::SHA256, left.as_bytes()));
+        for folder in [format!("packs/{}", &name[..2]), "index".to_owned()] {
+            let folder = fixture.path().join(folder);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(&name), &left).unwrap();
         }
     }
     let report = fixture.check_all(None).unwrap();

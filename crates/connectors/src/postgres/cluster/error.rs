@@ -1,8 +1,8 @@
 //! Why a cluster of our own does not do what it should.
 
-use std::io;
 use std::path::PathBuf;
 
+use super::super::own_folder::FileError;
 use super::super::sql::SqlError;
 use super::super::target::TargetError;
 
@@ -31,32 +31,9 @@ pub enum ClusterError {
         /// What is wrong.
         what: &'static str,
     },
-    /// The server's user could not get there.
-    #[error(
-        "the server does not run as root, and its user may not pass {}: open that folder (chmod a+x) or choose another",
-        folder.display()
-    )]
-    Obstacle {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// A folder that the cluster would take over holds something else.
-    #[error("{} is not empty: name an empty folder, or one that is not there", folder.display())]
-    NotEmpty {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// A step on the file system failed.
-    #[error("{doing} {}", path.display())]
-    File {
-        /// The step.
-        doing: &'static str,
-        /// The object.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// A file or folder cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A socket path that the kernel would refuse.
     #[error("the socket folder {} has too long a path: choose one of less than 90 bytes", path.display())]
     SocketPath {

@@ -4,12 +4,14 @@
 //! compared with what the vault has. The server does not wait for its archiver (`WAIT false`): whoever completes the
 //! backup makes sure that WAL up to [`ClusterFacts::stop_lsn`] is in the vault.
 
+use std::convert::Infallible;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Buf as _;
 use strongroom_proto::manifest::{BackupSink, PAGE_BYTES};
 use strongroom_proto::receipt::SourceFacts;
 use strongroom_proto::wal::{ClusterFacts, Lsn, Tablespace};
+use tokio::sync::oneshot;
 
 use super::base_error::{BaseBackupError, DamageError};
 use super::commands::{self, Identity, text};
@@ -327,13 +329,15 @@ impl<'a> Source<'a> {
             total_bytes: begun.total_bytes,
         };
         let (sender, messages) = sync_channel(MESSAGES_AHEAD);
+        // Dropped together with the messages' taker, which wakes a reader to whom a silent server sends nothing.
+        let (taker, taker_gone) = oneshot::channel();
         let session = &mut self.session;
         let manifest = std::thread::scope(|scope| {
             // So that the server goes on sending while what came is looked at.
             let reader = std::thread::Builder::new().name("base-read".to_owned());
-            let reader = reader.spawn_scoped(scope, move || read_ahead(session, &sender));
+            let reader = reader.spawn_scoped(scope, move || read_ahead(session, &sender, taker_gone));
             reader.map_err(|source| Failed::Wire(WireError::Io { source }))?;
-            take_copy(messages, &mut tree, &mut done, progress)
+            take_copy(messages, taker, &mut tree, &mut done, progress)
         });
         let manifest = manifest.map_err(|failed| match failed {
             Failed::Wire(source) => self.failed(source),
@@ -437,10 +441,19 @@ impl From<BaseBackupError> for Failed {
     }
 }
 
+/// Has its receiver told, when it is dropped, that nobody takes messages any more.
+type Taker = oneshot::Sender<Infallible>;
+
 /// Reads the messages of a copy up to its end, or until nobody takes them any more.
-fn read_ahead(session: &mut Session, messages: &SyncSender<Result<Message, WireError>>) {
+fn read_ahead(
+    session: &mut Session,
+    messages: &SyncSender<Result<Message, WireError>>,
+    mut taker_gone: oneshot::Receiver<Infallible>,
+) {
     loop {
-        let message = session.message();
+        let Some(message) = session.message_unless(&mut taker_gone) else {
+            return;
+        };
         let goes_on = message.as_ref().is_ok_and(|message| message.tag == tag::COPY_DATA);
         if messages.send(message).is_err() || !goes_on {
             return;
@@ -452,6 +465,7 @@ fn read_ahead(session: &mut Session, messages: &SyncSender<Result<Message, WireE
 /// is to end when this does, in whatever way.
 fn take_copy(
     messages: Receiver<Result<Message, WireError>>,
+    _taker: Taker,
     tree: &mut TreeWriter<'_>,
     done: &mut Progress,
     progress: &mut dyn FnMut(Progress),

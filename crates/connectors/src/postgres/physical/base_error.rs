@@ -6,8 +6,8 @@ use strongroom_proto::manifest::Entry;
 
 use super::error::WireError;
 use crate::postgres::problem::Problem;
-use crate::postgres::sql::SqlError;
 use crate::postgres::target::{Endpoint, TargetError};
+use crate::sink::may_be_stored_later;
 
 /// What came is not what the server sent, or the server does not send what it should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -96,17 +96,6 @@ pub enum BaseBackupError {
         #[source]
         source: WireError,
     },
-    /// A question by SQL failed.
-    #[error("ask {server}: {problem}")]
-    Ask {
-        /// Which, without the password.
-        server: String,
-        /// What it means.
-        problem: Box<Problem>,
-        /// What was said.
-        #[source]
-        source: SqlError,
-    },
     /// The server found damaged pages in its own files.
     #[error(
         "the server {server} found damaged pages in its files ({said}): look at its disk and its log, and restore what is \
@@ -150,11 +139,9 @@ impl BaseBackupError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Target { .. } | Self::Checksums { .. } => false,
-            Self::Server { problem, .. } | Self::Ask { problem, .. } => problem.is_retryable,
+            Self::Server { problem, .. } => problem.is_retryable,
             Self::Damaged { .. } | Self::NeedsFull { .. } | Self::Stopped => true,
-            Self::Sink { source, .. } => {
-                !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Sink { source, .. } => may_be_stored_later(source),
         }
     }
 

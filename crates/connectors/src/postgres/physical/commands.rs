@@ -46,6 +46,11 @@ pub(super) async fn show(connection: &mut Connection, name: &'static str) -> Res
         .ok_or(WireError::protocol("an answer to SHOW"))
 }
 
+/// Whether a server is a standby, or recovers.
+pub(super) async fn is_standby(connection: &mut Connection) -> Result<bool, WireError> {
+    Ok(show(connection, "in_hot_standby").await? == "on")
+}
+
 /// The version as text, and its major number.
 pub(super) fn version(connection: &Connection) -> Result<(String, u32), WireError> {
     let version = connection.server_version.split_whitespace().next().unwrap_or_default();
@@ -66,17 +71,31 @@ pub(super) async fn segment_bytes(connection: &mut Connection) -> Result<u32, Wi
     parse_segment_bytes(&shown).ok_or(WireError::protocol("a size of WAL segments"))
 }
 
-fn parse_segment_bytes(shown: &str) -> Option<u32> {
+/// A setting that is a size, in bytes; `None` where it is below zero, which stands for no limit.
+pub(super) async fn size(connection: &mut Connection, name: &'static str) -> Result<Option<u64>, WireError> {
+    let shown = show(connection, name).await?;
+    if shown.starts_with('-') {
+        return Ok(None);
+    }
+    parse_size(&shown).map(Some).ok_or(WireError::protocol("a size"))
+}
+
+fn parse_size(shown: &str) -> Option<u64> {
     let digits = shown.find(|c: char| !c.is_ascii_digit()).unwrap_or(shown.len());
     let (number, unit) = shown.split_at(digits);
-    let unit: u32 = match unit {
+    let unit: u64 = match unit {
+        "TB" => 1 << 40,
         "GB" => 1 << 30,
         "MB" => 1 << 20,
         "kB" => 1 << 10,
         "B" | "" => 1,
         _ => return None,
     };
-    let bytes = number.parse::<u32>().ok()?.checked_mul(unit)?;
+    number.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+fn parse_segment_bytes(shown: &str) -> Option<u32> {
+    let bytes = u32::try_from(parse_size(shown)?).ok()?;
     (bytes.is_power_of_two() && (1 << 20..=1 << 30).contains(&bytes)).then_some(bytes)
 }
 

@@ -7,7 +7,7 @@ use super::commands;
 use super::error::WireError;
 use super::session::Session;
 use super::target::ClusterTarget;
-use crate::postgres::sql::{Sql, SqlError};
+use crate::postgres::sql::Sql;
 
 /// What a look at a cluster tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,11 +37,7 @@ pub struct ClusterProbe {
 /// A receiver's slot, as its server sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotFacts {
-    /// Whether anybody uses it now.
-    pub is_active: bool,
-    /// `reserved`, `extended`, `unreserved` or `lost`; `None` where it holds back nothing yet.
-    pub wal_status: Option<String>,
-    /// The oldest WAL it holds back.
+    /// The oldest WAL it holds back; `None` where the server gave it up.
     pub restart_lsn: Option<Lsn>,
     /// What the server has written, or a standby has received.
     pub server_end: Lsn,
@@ -55,7 +51,7 @@ pub struct SlotFacts {
 impl SlotFacts {
     /// Whether the WAL that a receiver needs next may be gone.
     pub fn is_lost(&self) -> bool {
-        self.wal_status.as_deref() == Some("lost")
+        self.restart_lsn.is_none()
     }
 }
 
@@ -104,40 +100,31 @@ pub fn probe(target: &ClusterTarget) -> Result<ClusterProbe, BaseBackupError> {
     Ok(facts)
 }
 
-/// Asks a server about a receiver's slot; `None` where there is no such slot. Any role that may log in may ask. Blocks.
+/// Asks a server about a receiver's slot; `None` where there is no such slot. The right to replicate is enough. Blocks.
 pub fn check_slot(target: &ClusterTarget) -> Result<Option<SlotFacts>, BaseBackupError> {
     let endpoint = target.endpoint().map_err(|source| BaseBackupError::Target { source })?;
     let slot = target.slot().map_err(|source| BaseBackupError::Target { source })?;
-    let asked = || -> Result<Option<SlotFacts>, SqlError> {
-        let mut sql = Sql::connect(&endpoint)?;
-        let rows = sql.rows(&format!(
-            "WITH now AS (SELECT CASE WHEN pg_is_in_recovery()
-                                      THEN coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
-                                      ELSE pg_current_wal_flush_lsn() END AS lsn)
-             SELECT active, wal_status, restart_lsn, now.lsn, greatest(now.lsn - restart_lsn, 0)::bigint, safe_wal_size
-             FROM pg_replication_slots, now WHERE slot_name = '{slot}' AND slot_type = 'physical'"
-        ))?;
-        let Some(row) = rows.into_iter().next() else {
+    let failed = |source| BaseBackupError::server("ask about the replication slot", &endpoint, source);
+    let mut session = Session::open(&endpoint).map_err(failed)?;
+    let asked = session.run(async |connection| {
+        commands::version(connection)?;
+        let Some(found) = commands::slot(connection, slot).await? else {
             return Ok(None);
         };
-        let strange = || SqlError::other("the server sent something that is not a slot");
-        let [active, wal_status, restart, end, behind, safe] = row.try_into().map_err(|_| strange())?;
-        let lsn = |text: String| text.parse::<Lsn>().map_err(|_| strange());
+        let server_end = commands::identify(connection).await?.at;
+        let segment_bytes = u64::from(commands::segment_bytes(connection).await?);
+        let limit_bytes = commands::size(connection, "max_slot_wal_keep_size").await?;
+        let kept_bytes = commands::size(connection, "wal_keep_size").await?.unwrap_or(0);
         Ok(Some(SlotFacts {
-            is_active: active.as_deref() == Some("t"),
-            wal_status,
-            restart_lsn: restart.map(lsn).transpose()?,
-            server_end: end.map(lsn).transpose()?.ok_or_else(strange)?,
-            behind_bytes: behind.and_then(|bytes| bytes.parse().ok()),
-            // Below zero where the limit is passed already.
-            safe_bytes: safe
-                .and_then(|bytes| bytes.parse::<i64>().ok())
-                .map(|bytes| bytes.max(0) as u64),
+            restart_lsn: found.restart,
+            server_end,
+            behind_bytes: found.restart.map(|restart| server_end.0.saturating_sub(restart.0)),
+            safe_bytes: found.restart.zip(limit_bytes).map(|(restart, limit)| {
+                // As the server counts: in segments, and what it keeps for all is kept for the slot.
+                let segments = restart.0 / segment_bytes + limit.max(kept_bytes) / segment_bytes + 1;
+                segments.saturating_mul(segment_bytes).saturating_sub(server_end.0)
+            }),
         }))
-    };
-    asked().map_err(|source| BaseBackupError::Ask {
-        server: endpoint.to_string(),
-        problem: Box::new(source.problem()),
-        source,
-    })
+    });
+    asked.map_err(failed)
 }

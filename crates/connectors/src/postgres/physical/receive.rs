@@ -13,6 +13,7 @@ use strongroom_proto::wal::{Lsn, SystemIdentifier, WalSink};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::commands::{self, Identity};
+use super::commit_times::CommitTimes;
 use super::error::WireError;
 use super::receive_error::ReceiveError;
 use super::resume::{self, Place, Span};
@@ -76,8 +77,9 @@ pub enum WalEvent {
         from: Lsn,
         /// The place after its last byte.
         to: Lsn,
-        /// The server's clock when it had no more than this: what was committed before lies before `to`. `None` where
-        /// it always had more, as while the receiver catches up.
+        /// What was committed before lies before `to`: the server's clock when it had no more than this, or of a standby,
+        /// whose primary may have more, the last commit in it. `None` where that is not known, as while the receiver
+        /// catches up.
         server_time: Option<DateTime<Utc>>,
     },
     /// The server had nothing after what is durable.
@@ -86,8 +88,8 @@ pub enum WalEvent {
         timeline: u32,
         /// The end of what is durable.
         to: Lsn,
-        /// The server's clock when it had nothing more.
-        server_time: DateTime<Utc>,
+        /// The server's clock when it had nothing more; `None` of a standby, which lags behind its primary.
+        server_time: Option<DateTime<Utc>>,
     },
     /// The server is on a new timeline: the history is stored, and the segment of the switch comes anew on it.
     Switched {
@@ -107,12 +109,15 @@ pub enum WalEvent {
         /// Where it goes on.
         to: Lsn,
     },
-    /// The slot was gone, or given up by the server, and was made anew.
+    /// The slot was gone, or given up by the server, and was made anew. Where WAL went with it, `Gap` follows; where
+    /// none did, `Stored` or `Idle` does.
     SlotLost {
         /// The slot.
         slot: String,
         /// What is known about why.
         reason: String,
+        /// The timeline that the server is on.
+        timeline: u32,
     },
     /// How much the server has written that is not durable in the vault yet, as far as it was heard: a vault that takes
     /// nothing stops the hearing at 64 MiB. Told at every report.
@@ -205,6 +210,8 @@ struct Receiver<'a> {
     /// Why, where there was one before.
     lost: &'static str,
     identity: Identity,
+    /// Its clock does not tell what was committed.
+    is_standby: bool,
     segment_bytes: u32,
     /// The server's timelines, the oldest first.
     spans: Vec<Span>,
@@ -236,6 +243,7 @@ impl<'a> Receiver<'a> {
                 found: identity.system,
             });
         }
+        let is_standby = answer(commands::is_standby(&mut connection)).await.map_err(fail)?;
         let segment_bytes = answer(commands::segment_bytes(&mut connection)).await.map_err(fail)?;
         let mut receiver = Self {
             endpoint,
@@ -245,6 +253,7 @@ impl<'a> Receiver<'a> {
             made: None,
             lost: "the server has no such slot any more, though WAL was received before",
             identity,
+            is_standby,
             segment_bytes,
             spans: resume::spans(identity.timeline, None, segment_bytes),
             histories,
@@ -306,7 +315,10 @@ impl<'a> Receiver<'a> {
         let made = answer(commands::create_slot(&mut self.connection, self.slot))
             .await
             .map_err(|source| self.failed(source))?;
-        self.made = Some(made.restart.unwrap_or(self.identity.at));
+        let begin = made.restart.unwrap_or(self.identity.at);
+        self.made = Some(begin);
+        // It may have written on since it was asked where it is: it is not behind what it says itself.
+        self.identity.at = self.identity.at.max(begin);
         Ok(())
     }
 
@@ -322,6 +334,7 @@ impl<'a> Receiver<'a> {
         (self.events)(WalEvent::SlotLost {
             slot: self.slot.to_owned(),
             reason,
+            timeline: self.identity.timeline,
         });
         Ok(())
     }
@@ -385,6 +398,7 @@ impl<'a> Receiver<'a> {
             (self.events)(WalEvent::SlotLost {
                 slot: self.slot.to_owned(),
                 reason: self.lost.to_owned(),
+                timeline: self.identity.timeline,
             });
         }
         found
@@ -401,6 +415,10 @@ impl<'a> Receiver<'a> {
     /// Goes over to the next timeline.
     async fn switch(&mut self, old: u32, timeline: u32, at: Lsn) -> Result<Place, ReceiveError> {
         self.identity = answer(commands::identify(&mut self.connection))
+            .await
+            .map_err(|source| self.failed(source))?;
+        // It may have been promoted.
+        self.is_standby = answer(commands::is_standby(&mut self.connection))
             .await
             .map_err(|source| self.failed(source))?;
         self.put_histories().await?;
@@ -472,6 +490,8 @@ impl<'a> Receiver<'a> {
         let mut heard = Instant::now();
         let mut server_end = storing.received();
         let mut quiet: Option<(Instant, DateTime<Utc>)> = None;
+        // A standby that lags or is cut off has nothing more to send, and another clock than that of what it sends.
+        let mut commits = self.is_standby.then(CommitTimes::default);
         loop {
             let wake = due.map_or(next_report, |due| due.min(next_report));
             tokio::select! {
@@ -511,7 +531,13 @@ impl<'a> Receiver<'a> {
                             let to = Lsn(from.0 + bytes.len() as u64);
                             server_end = end.max(to);
                             // A timeline that was left says nothing of what is committed now.
-                            let level_at = (to >= end && timeline == self.identity.timeline).then_some(server_time);
+                            let level_at = match &mut commits {
+                                Some(commits) => {
+                                    commits.read(from, &bytes);
+                                    commits.last()
+                                }
+                                None => (to >= end && timeline == self.identity.timeline).then_some(server_time),
+                            };
                             storing.push(from, &bytes, level_at).map_err(|source| self.damaged(source))?;
                             due = storing.has_unsent().then(|| due.unwrap_or(heard + self.interval));
                         }
@@ -520,7 +546,11 @@ impl<'a> Receiver<'a> {
                             let is_all = sent == storing.durable() && sent == storing.received();
                             match quiet {
                                 Some((since, time)) if is_all && heard.duration_since(since) >= IDLE_AFTER => {
-                                    (self.events)(WalEvent::Idle { timeline, to: sent, server_time: time });
+                                    (self.events)(WalEvent::Idle {
+                                        timeline,
+                                        to: sent,
+                                        server_time: commits.is_none().then_some(time),
+                                    });
                                     quiet = Some((heard, server_time));
                                 }
                                 None if is_all => quiet = Some((heard, server_time)),

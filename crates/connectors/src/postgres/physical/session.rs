@@ -52,6 +52,23 @@ impl Session {
             self.runtime.block_on(unless(&self.stop, self.connection.fill()))?;
         }
     }
+
+    /// The next message; `None` where one is still to come when `gone` is ready. It may be asked for again until then.
+    pub(super) fn message_unless(&mut self, gone: impl Future + Unpin) -> Option<Result<Message, WireError>> {
+        match self.connection.buffered() {
+            Ok(Some(message)) => return Some(Ok(message)),
+            Ok(None) => {}
+            Err(error) => return Some(Err(error)),
+        }
+        let message = unless(&self.stop, self.connection.message());
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = gone => None,
+                message = message => Some(message),
+            }
+        })
+    }
 }
 
 async fn unless<T>(stop: &Stop, operation: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {

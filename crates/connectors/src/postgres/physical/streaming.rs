@@ -9,7 +9,7 @@ use super::error::{ServerError, WireError};
 use super::wire::{Connection, Message, tag};
 
 /// 2000-01-01, from where Postgres counts, in microseconds since 1970.
-const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
+pub(super) const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
 
 /// What a WAL sender says.
 #[derive(Debug, PartialEq, Eq)]
@@ -118,7 +118,8 @@ pub(super) async fn server_clock(connection: &mut Connection) -> Result<DateTime
     }
 }
 
-fn time(microseconds: i64) -> Option<DateTime<Utc>> {
+/// A time as servers send it, in microseconds since 2000.
+pub(super) fn time(microseconds: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(microseconds.checked_add(EPOCH_MICROSECONDS)?)
 }
 

@@ -16,7 +16,7 @@ const RATE_KIB: std::ops::RangeInclusive<u64> = 32..=1_048_576;
 #[derive(Clone)]
 pub struct ClusterTarget {
     /// `postgres://user[:password]@host[:port][/database]`, or a socket's folder as `?host=/folder`; the role needs the
-    /// attribute REPLICATION. The database, `postgres` unless named, is only asked for sizes and the slot. Never printed.
+    /// attribute REPLICATION. The database, `postgres` unless named, is only asked for sizes. Never printed.
     pub url: Url,
     /// A file that holds the password on its first line; it takes precedence over the URL.
     pub password_file: Option<PathBuf>,

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 
-use crc_fast::{CrcAlgorithm, Digest};
+use crc_fast::CrcAlgorithm;
 use strongroom_proto::manifest::{BackupSink, Entry, EntryKind};
 use strongroom_proto::wal::{Lsn, Tablespace};
 
 use super::base_error::{BaseBackupError, DamageError};
 use super::incremental::IncrementalReader;
+use super::laid_down::Coming;
 use super::server_manifest::{Came, Made, ServerManifest};
 use super::tar::{Member, MemberKind, Part, TarReader};
 
@@ -56,8 +57,7 @@ struct OpenFile {
     entry: Entry,
     /// As the server's manifest calls it.
     path: Vec<u8>,
-    bytes: u64,
-    crc: Digest,
+    coming: Coming,
     content: Content,
 }
 
@@ -193,8 +193,7 @@ impl<'a> TreeWriter<'a> {
                 self.open = Some(OpenFile {
                     entry,
                     path,
-                    bytes: 0,
-                    crc: Digest::new(CrcAlgorithm::Crc32Iscsi),
+                    coming: Coming::new(),
                     content,
                 });
                 Ok(())
@@ -214,8 +213,7 @@ impl<'a> TreeWriter<'a> {
 
     fn content(&mut self, bytes: &[u8]) -> Result<(), BaseBackupError> {
         let Some(open) = &mut self.open else { return Ok(()) };
-        open.bytes += bytes.len() as u64;
-        open.crc.update(bytes);
+        open.coming.update(bytes);
         match &mut open.content {
             Content::Sent => self
                 .sink
@@ -235,10 +233,7 @@ impl<'a> TreeWriter<'a> {
     fn end(&mut self) -> Result<(), BaseBackupError> {
         // Folders have no content to end.
         let Some(open) = self.open.take() else { return Ok(()) };
-        let came = Came {
-            bytes: open.bytes,
-            crc32c: open.crc.finalize() as u32,
-        };
+        let came = open.coming.finish();
         let fail = |source| BaseBackupError::sink(&open.entry, source);
         match open.content {
             Content::Sent => self.sink.end().map_err(fail)?,

@@ -12,8 +12,9 @@ use strongroom_proto::wal::ClusterFacts;
 
 use super::error::{RecoveryError, was_killed};
 use crate::child::describe;
-use crate::files::{self, Change, Existing, RestoreOptions, Selection};
+use crate::files::{self, Change, Existing, Lacks, RestoreOptions, Selection};
 use crate::postgres::cluster::ServerBinaries;
+use crate::postgres::own_folder::{own_folder, refuse_contents};
 use crate::postgres::physical::{LaidDown, ServerManifest};
 use crate::postgres::run_as::{RunAs, clean_environment};
 use crate::postgres::tools::major_of;
@@ -84,7 +85,7 @@ pub(super) fn lay_down(
         });
     }
     for folder in mapped.values().map(PathBuf::as_path).chain([destination.as_path()]) {
-        refuse_contents(folder)?;
+        refuse_contents(folder, |_| false)?;
     }
     for folder in mapped.values().map(PathBuf::as_path).chain([destination.as_path()]) {
         own_folder(folder, run_as)?;
@@ -129,49 +130,6 @@ pub(super) fn remove_if_there(path: &Path) -> Result<(), RecoveryError> {
     }
 }
 
-/// Refuses a folder that holds anything.
-pub(super) fn refuse_contents(folder: &Path) -> Result<(), RecoveryError> {
-    match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(RecoveryError::file("list", folder)(error)),
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(RecoveryError::NotEmpty {
-                folder: folder.to_owned(),
-            }),
-        },
-    }
-}
-
-/// Makes a folder that belongs to the server's user alone, and which that user can reach.
-fn own_folder(folder: &Path, run_as: RunAs) -> Result<(), RecoveryError> {
-    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-    if let Some(parent) = folder.parent() {
-        std::fs::create_dir_all(parent).map_err(RecoveryError::file("create", parent))?;
-    }
-    if let Some(obstacle) = run_as
-        .obstacle(folder)
-        .map_err(RecoveryError::file("look at", folder))?
-    {
-        return Err(RecoveryError::Refused {
-            what: format!(
-                "the server does not run as root, and its user may not pass {}: open that folder (chmod a+x) or choose \
-                 another destination",
-                obstacle.display()
-            ),
-        });
-    }
-    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(RecoveryError::file("create", folder)(error));
-        }
-        _ => {}
-    }
-    run_as.own(folder).map_err(RecoveryError::file("give away", folder))?;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
-        .map_err(RecoveryError::file("close", folder))
-}
-
 /// Where tablespaces go that do not stay in the data folder.
 fn mapped_folders(
     facts: &ClusterFacts,
@@ -184,7 +142,7 @@ fn mapped_folders(
         if !facts.tablespaces.iter().any(|known| known.oid == *oid) {
             let known: Vec<String> = facts.tablespaces.iter().map(|known| known.oid.to_string()).collect();
             return refused(format!(
-                "the backup has no tablespace {oid}: it has {}",
+                "the backup has no tablespace {oid}: it has {}; name one that it has, or leave this one out",
                 if known.is_empty() {
                     "none".to_owned()
                 } else {
@@ -214,6 +172,8 @@ fn restore(part: &Part<'_>, destination: &Path) -> Result<u64, RecoveryError> {
         existing: Existing::Refuse,
         delete: false,
         dry_run: false,
+        backup_began: None,
+        lacks: Lacks::nothing(),
     };
     let restored = files::restore(part, destination, options, &mut |change, path, reason| {
         if change == Change::Skip && problem.is_none() {
@@ -224,7 +184,9 @@ fn restore(part: &Part<'_>, destination: &Path) -> Result<u64, RecoveryError> {
     match problem {
         None => Ok(restored.bytes),
         Some(problem) => Err(RecoveryError::Refused {
-            what: format!("the data folder cannot be laid down whole: {problem}"),
+            what: format!(
+                "the data folder cannot be laid down whole: {problem}; mend that, or choose another destination"
+            ),
         }),
     }
 }

@@ -7,6 +7,7 @@ use strongroom_proto::wal::{Lsn, SystemIdentifier};
 
 use crate::files::FilesRestoreError;
 use crate::postgres::cluster::ClusterError;
+use crate::postgres::own_folder::FileError;
 use crate::postgres::restore::is_damage;
 use crate::postgres::sql::SqlError;
 
@@ -20,12 +21,6 @@ pub enum RecoveryError {
         /// Why, and what to do.
         what: String,
     },
-    /// A folder that the recovery would take over holds something.
-    #[error("{} is not empty: name an empty folder, or one that is not there", folder.display())]
-    NotEmpty {
-        /// The folder.
-        folder: PathBuf,
-    },
     /// No server of the backup's major version is installed.
     #[error(
         "the backup is of PostgreSQL {major}, of which no server is installed here: install postgresql-{major}, or name \
@@ -36,15 +31,18 @@ pub enum RecoveryError {
         major: u32,
     },
     /// The way to a server of our own.
-    #[error("prepare a server for the recovery")]
+    #[error("prepare a server for the recovery: mend what stands in the way and try again")]
     Server {
         /// Why.
         #[source]
         source: ClusterError,
     },
-    /// A step on the file system failed.
-    #[error("{doing} {}", path.display())]
-    File {
+    /// A file or folder cannot be used.
+    #[error(transparent)]
+    File(FileError),
+    /// A step on a file or folder failed.
+    #[error("{doing} {}: mend what stands in the way and try again", path.display())]
+    Step {
         /// The step.
         doing: &'static str,
         /// The object.
@@ -54,7 +52,10 @@ pub enum RecoveryError {
         source: io::Error,
     },
     /// The backup could not be read.
-    #[error("read {entry} from the backup")]
+    #[error(
+        "{entry} could not be read from the backup: make the vault readable and try again, or choose another backup where \
+         this one is damaged"
+    )]
     Read {
         /// The entry.
         entry: String,
@@ -63,7 +64,10 @@ pub enum RecoveryError {
         source: io::Error,
     },
     /// The backup could not be laid down.
-    #[error("lay down the base backup")]
+    #[error(
+        "lay down the base backup: mend what stands in the way and try again, or choose another backup where this one is \
+         damaged"
+    )]
     LayDown {
         /// Why.
         #[source]
@@ -84,7 +88,7 @@ pub enum RecoveryError {
         found: SystemIdentifier,
     },
     /// A program of Postgres failed.
-    #[error("{doing}: {output}")]
+    #[error("{doing}: {output}; mend what it says and try again")]
     Tool {
         /// The step.
         doing: String,
@@ -104,7 +108,10 @@ pub enum RecoveryError {
         source: io::Error,
     },
     /// WAL ended, or something else came, before the moment.
-    #[error("the recovery did not reach {target}: {what}; the server was stopped and not promoted")]
+    #[error(
+        "the recovery did not reach {target}: {what}; the server was stopped and not promoted; choose a moment that \
+         `strongroom timeline` shows, or `latest`"
+    )]
     NotReached {
         /// The moment.
         target: String,
@@ -112,7 +119,10 @@ pub enum RecoveryError {
         what: String,
     },
     /// What the server says it reached is not what was asked for.
-    #[error("the recovery came to another moment than {target}: {what}; the server was stopped and not promoted")]
+    #[error(
+        "the recovery came to another moment than {target}: {what}; the server was stopped and not promoted; tell the \
+         moment in another way, as a time or a place in WAL that `strongroom timeline` shows"
+    )]
     OtherMoment {
         /// The moment.
         target: String,
@@ -136,7 +146,7 @@ pub enum RecoveryError {
         log: String,
     },
     /// The server did not answer a question.
-    #[error("{doing} the recovered server: {problem}")]
+    #[error("{doing} the recovered server: {problem}; try again, and where it stays so choose another backup")]
     Sql {
         /// The question.
         doing: &'static str,
@@ -147,7 +157,9 @@ pub enum RecoveryError {
         source: SqlError,
     },
     /// The recovery was told to stop.
-    #[error("the recovery was told to stop: the server was stopped and not promoted")]
+    #[error(
+        "the recovery was told to stop: the server was stopped and not promoted; restore again where it is still wanted"
+    )]
     Stopped,
 }
 
@@ -184,8 +196,8 @@ impl RecoveryError {
 
     /// A failed step on an object of the file system.
     pub(super) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
-        let path = path.to_owned();
-        move |source| Self::File { doing, path, source }
+        let step = FileError::step(doing, path);
+        move |source| step(source).into()
     }
 
     /// A question that was not answered.
@@ -200,6 +212,15 @@ impl RecoveryError {
     /// What happened at a moment, as people read it.
     pub(super) fn at(lsn: Option<Lsn>) -> String {
         lsn.map_or_else(|| "before it was consistent".to_owned(), |lsn| format!("at {lsn}"))
+    }
+}
+
+impl From<FileError> for RecoveryError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Step { doing, path, source } => Self::Step { doing, path, source },
+            error => Self::File(error),
+        }
     }
 }
 
@@ -260,6 +281,70 @@ fn is_refusal(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_error_says_what_to_do() {
+        let text = String::new;
+        let away = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let folder = || PathBuf::from("/srv/copy");
+        let system = SystemIdentifier(1);
+        // Without those whose whole text is made where they arise.
+        let errors = [
+            RecoveryError::NoServer { major: 17 },
+            RecoveryError::Server {
+                source: ClusterError::PortTaken { port: 5432 },
+            },
+            RecoveryError::file("create", &folder())(away()),
+            FileError::NotEmpty { folder: folder() }.into(),
+            FileError::Obstacle { folder: folder() }.into(),
+            RecoveryError::LayDown {
+                source: FilesRestoreError::Read { source: away() },
+            },
+            RecoveryError::BadBackup { what: text() },
+            RecoveryError::OtherCluster {
+                expected: system,
+                found: system,
+            },
+            RecoveryError::Read {
+                entry: text(),
+                source: away(),
+            },
+            RecoveryError::Tool {
+                doing: text(),
+                output: text(),
+            },
+            RecoveryError::Wal {
+                name: text(),
+                source: away(),
+            },
+            RecoveryError::NotReached {
+                target: text(),
+                what: text(),
+            },
+            RecoveryError::OtherMoment {
+                target: text(),
+                what: text(),
+            },
+            RecoveryError::sql("ask")(SqlError::answer("no", None)),
+            RecoveryError::Stopped,
+        ];
+        for error in errors {
+            let said = error.to_string();
+            assert!(
+                [
+                    "try again",
+                    "choose",
+                    "tell the moment in another way",
+                    "restore again",
+                    "install",
+                    "name an empty folder",
+                ]
+                .iter()
+                .any(|advice| said.contains(advice)),
+                "{said}"
+            );
+        }
+    }
 
     #[test]
     fn what_this_machine_lacks_is_not_about_the_backup() {

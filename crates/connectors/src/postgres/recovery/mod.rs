@@ -7,6 +7,7 @@
 //! own user and us alone until it has been promoted.
 
 mod control;
+mod copy;
 mod data_folder;
 mod drill;
 mod error;
@@ -111,6 +112,8 @@ pub fn recover(
     if request.recovery.leave == Leave::Unstarted {
         return prepared.leave_unstarted(request);
     }
+    // Before any server of it is started: whatever happens, one that somebody starts by hand keeps to itself.
+    copy::keep_to_itself(&prepared.data_dir, None, prepared.run_as)?;
     let mut live = prepared.replay(request, progress)?;
     let mut recovered = Recovered {
         bytes: prepared.bytes,
@@ -124,16 +127,21 @@ pub fn recover(
     recovered.notes.append(&mut live.notes);
     live.process.stop(Signal::INT);
     drop(live);
-    data_folder::remove_if_there(&prepared.data_dir.join(RECOVERY_LOG))?;
+    // `pg_ctl restart` would take up what the private server was told.
+    for left in [RECOVERY_LOG, "postmaster.opts"] {
+        data_folder::remove_if_there(&prepared.data_dir.join(left))?;
+    }
+    // The first port may have been taken meanwhile.
+    let port = copy::keep_to_itself(&prepared.data_dir, None, prepared.run_as)?;
     if request.recovery.leave == Leave::Running {
-        let running = running::start(&prepared.binaries, prepared.run_as, &prepared.data_dir)?;
-        recovered.notes.push(running.describe());
+        let running = running::start(&prepared.binaries, prepared.run_as, &prepared.data_dir, port)?;
+        recovered.notes.push(running.describe(&prepared.start_command()));
         recovered.running = Some(running);
     } else {
         recovered.notes.push(format!(
-            "start the server with {} -D {} start, as the folder's owner",
-            prepared.binaries.program("pg_ctl").display(),
-            prepared.data_dir.display()
+            "start the server with {}, as the folder's owner; {}",
+            prepared.start_command(),
+            copy::describe(port)
         ));
     }
     Ok(recovered)
@@ -256,10 +264,20 @@ impl Prepared {
         .run(request.wal.clone(), progress)
     }
 
+    /// How a person starts the server.
+    fn start_command(&self) -> String {
+        let program = self.binaries.program("pg_ctl");
+        format!(
+            "{} {} start",
+            copy::shell(&program.to_string_lossy()),
+            copy::pg_ctl_options(&self.binaries, self.run_as, &self.data_dir)
+        )
+    }
+
     fn leave_unstarted(self, request: &RecoveryRequest<'_>) -> Result<Recovered, RecoveryError> {
         let recovery = request.recovery;
         let stays = |oid: u32| !recovery.tablespaces.contains_key(&oid);
-        settings::leave_unstarted(
+        let port = settings::leave_unstarted(
             &self.data_dir,
             request.facts,
             recovery,
@@ -268,6 +286,7 @@ impl Prepared {
             self.run_as,
         )?;
         remove_mark(&self.data_dir)?;
+        let start = self.start_command();
         let mut checks = self.checks;
         checks.push(Check {
             name: moment::CHECK.to_owned(),
@@ -276,10 +295,10 @@ impl Prepared {
         });
         let mut notes = self.notes;
         notes.push(format!(
-            "the first start of {} recovers to {}; it brings WAL by the restore_command in postgresql.auto.conf, whose \
-             block is to be removed when the server is up",
-            self.data_dir.display(),
-            recovery.to
+            "the first start, with {start}, as the folder's owner, recovers to {}; it brings WAL by the restore_command in \
+             postgresql.auto.conf, where the lines \"of the recovery\" are to be removed when the server is up; {}",
+            recovery.to,
+            copy::describe(port)
         ));
         Ok(Recovered {
             bytes: self.bytes,

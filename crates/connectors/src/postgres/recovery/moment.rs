@@ -155,7 +155,7 @@ pub(super) fn answers(row: &[Option<String>]) -> Result<Check, RecoveryError> {
     if text(0) != "false" {
         return Err(RecoveryError::Ended {
             doing: "promote the recovered server",
-            log: "it says that it still recovers".to_owned(),
+            log: "it says that it still recovers: look at its log, and try again".to_owned(),
         });
     }
     Ok(Check {

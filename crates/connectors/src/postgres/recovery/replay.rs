@@ -128,7 +128,7 @@ impl Replay<'_> {
         }
         Err(RecoveryError::Ended {
             doing: "replay WAL",
-            log: "the server asked for higher settings again and again".to_owned(),
+            log: "the server asked for higher settings again and again: recover from a later base backup".to_owned(),
         })
     }
 
@@ -172,7 +172,7 @@ impl Replay<'_> {
             Watched::Came(Came::ToTheEndOfWal) => Ok((process, observed)),
             Watched::Came(Came::ToAStop) | Watched::Again => Err(RecoveryError::Ended {
                 doing: "come to the same place again",
-                log: process.log_tail(),
+                log: format!("{}; tell the moment as a place in WAL", process.log_tail()),
             }),
         }
     }
@@ -345,7 +345,10 @@ impl Replay<'_> {
             if Instant::now() > deadline {
                 return Err(RecoveryError::Here {
                     doing: "promote the recovered server in time",
-                    log: process.log_tail(),
+                    log: format!(
+                        "{}; see what holds it up on this machine, and try again",
+                        process.log_tail()
+                    ),
                 });
             }
         }
@@ -384,6 +387,6 @@ fn advice(log: &str) -> &'static str {
     } else if log.contains("could not open configuration") || log.contains("could not open configuration directory") {
         "; the cluster's configuration names files that lay outside of its data folder: put them in place"
     } else {
-        ""
+        "; mend what it says, or recover from another base backup"
     }
 }

@@ -1,12 +1,11 @@
 //! A recovered server that is left running.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use super::copy::{self, data_directory_option};
 use super::error::RecoveryError;
 use super::server::log_tail;
-use super::settings::copy_settings;
 use crate::postgres::cluster::ServerBinaries;
 use crate::postgres::run_as::{RunAs, clean_environment};
 
@@ -18,40 +17,37 @@ const LOG: &str = "strongroom-server.log";
 pub struct Running {
     /// Its port on 127.0.0.1.
     pub port: u16,
-    /// The folder of its socket: its data folder.
-    pub socket_dir: PathBuf,
+    /// Its data folder.
+    pub data_dir: PathBuf,
     /// The program that stops it: `pg_ctl -D FOLDER stop`.
     pub pg_ctl: PathBuf,
 }
 
 impl Running {
-    pub(super) fn describe(&self) -> String {
-        let folder = self.socket_dir.display();
+    /// For a person: how it is stopped, and with which command it is started again.
+    pub(super) fn describe(&self, start_command: &str) -> String {
         format!(
-            "the server runs on 127.0.0.1 port {} (socket in {folder}), without archiving and subscriptions; stop it with \
-             {} -D {folder} stop, as the folder's owner",
-            self.port,
-            self.pg_ctl.display()
+            "the server runs; stop it with {} -D {} stop, as the folder's owner; start it again with {start_command}, as the \
+             folder's owner; {}",
+            copy::shell(&self.pg_ctl.to_string_lossy()),
+            copy::shell(&self.data_dir.to_string_lossy()),
+            copy::describe(self.port)
         )
     }
 }
 
-/// Starts a server that outlives this process.
-pub(super) fn start(binaries: &ServerBinaries, run_as: RunAs, data_dir: &Path) -> Result<Running, RecoveryError> {
-    // Free at this moment; who takes it in between makes the start fail, and nothing worse.
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| Ok(listener.local_addr()?.port()));
-    let port = port.map_err(RecoveryError::file("find a free port for", data_dir))?;
-    let folder = data_dir.to_string_lossy().replace('"', "\"\"");
-    let mut settings = copy_settings(binaries.major, data_dir, port);
-    settings.push(("listen_addresses".to_owned(), Ipv4Addr::LOCALHOST.to_string()));
-    settings.push(("unix_socket_directories".to_owned(), format!("\"{folder}\"")));
-    settings.push(("logging_collector".to_owned(), "off".to_owned()));
-    settings.push(("log_destination".to_owned(), "stderr".to_owned()));
-    // pg_ctl has a shell read them.
-    let options: Vec<String> = settings
-        .iter()
-        .map(|(name, value)| format!("-c '{}'", format!("{name}={value}").replace('\'', "'\\''")))
-        .collect();
+/// Starts a server that outlives this process, in a folder that is kept to itself on this port.
+pub(super) fn start(
+    binaries: &ServerBinaries,
+    run_as: RunAs,
+    data_dir: &Path,
+    port: u16,
+) -> Result<Running, RecoveryError> {
+    // pg_ctl has a shell read them. What it says while it starts goes to our log.
+    let options = format!(
+        "{} -c logging_collector=off -c log_destination=stderr",
+        data_directory_option(&data_dir.to_string_lossy())
+    );
     let program = binaries.program("pg_ctl");
     let log = data_dir.join(LOG);
     let mut command = run_as.command(&program, None);
@@ -61,7 +57,7 @@ pub(super) fn start(binaries: &ServerBinaries, run_as: RunAs, data_dir: &Path) -
         .arg("-l")
         .arg(&log)
         .arg("-o")
-        .arg(options.join(" "));
+        .arg(options);
     // Its server would keep a pipe of ours open.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let status = command.status().map_err(RecoveryError::file("run", &program))?;
@@ -76,7 +72,7 @@ pub(super) fn start(binaries: &ServerBinaries, run_as: RunAs, data_dir: &Path) -
     }
     Ok(Running {
         port,
-        socket_dir: data_dir.to_owned(),
+        data_dir: data_dir.to_owned(),
         pg_ctl: program,
     })
 }

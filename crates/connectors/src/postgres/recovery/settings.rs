@@ -1,8 +1,7 @@
 //! What a recovering server is told, and what is written into its data folder.
 //!
-//! A server that we start is told everything on its command line, which is stronger than any file of the cluster, so
-//! nothing of ours has to be taken out of a file afterwards. Only a data folder that is left for somebody else to
-//! start gets a block in `postgresql.auto.conf`.
+//! A server that recovers is told everything on its command line, which is stronger than any file of the cluster. What
+//! whoever starts the folder later is told stands in blocks in `postgresql.auto.conf`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,6 +9,7 @@ use std::path::Path;
 use chrono::SecondsFormat;
 use strongroom_proto::wal::{ClusterFacts, Lsn, Recovery, RecoveryTarget};
 
+use super::copy::{Block, Settings, in_list, keep_to_itself, told_to_any};
 use super::error::RecoveryError;
 use crate::postgres::run_as::RunAs;
 
@@ -20,7 +20,6 @@ const SHARED_BUFFERS_MIN_BYTES: u64 = 128 << 20;
 const SHARED_BUFFERS_MAX_BYTES: u64 = 2 << 30;
 const RECOVERY_SIGNAL: &str = "recovery.signal";
 const STANDBY_SIGNAL: &str = "standby.signal";
-const AUTO_CONF: &str = "postgresql.auto.conf";
 
 const MINIMAL_CONF: &str = "# Written by Strongroom: the cluster's own postgresql.conf lay outside of its data folder, and a physical\n\
      # backup holds the data folder only. Put the cluster's settings here.\n";
@@ -30,8 +29,6 @@ const SAFE_HBA: &str = "# Written by Strongroom: the cluster's own pg_hba.conf l
      host all all 127.0.0.1/32 scram-sha-256\n\
      host all all ::1/128 scram-sha-256\n";
 const EMPTY_IDENT: &str = "# Written by Strongroom: the cluster's own pg_ident.conf lay outside of its data folder.\n";
-
-type Settings = Vec<(String, String)>;
 
 /// Puts the configuration files in place that the backup lacks; says which.
 pub(super) fn fill_missing_files(data_dir: &Path, run_as: RunAs) -> Result<Vec<String>, RecoveryError> {
@@ -79,7 +76,7 @@ pub(super) struct PrivateServer<'a> {
 impl PrivateServer<'_> {
     /// Its settings, in the order in which they are given.
     pub(super) fn settings(&self, facts: &ClusterFacts, recovery: &Recovery) -> Settings {
-        let mut settings = private_settings(self.major, self.data_dir, self.socket_dir, self.port);
+        let mut settings = private_settings(self.data_dir, self.socket_dir, self.port);
         let mut set = |name: &str, value: &str| settings.push((name.to_owned(), value.to_owned()));
         // Messages are recognised by their English text, and times are read as UTC.
         for (name, value) in [
@@ -101,8 +98,6 @@ impl PrivateServer<'_> {
             ("autovacuum", "off"),
             ("session_preload_libraries", ""),
             ("local_preload_libraries", ""),
-            ("archive_cleanup_command", ""),
-            ("recovery_end_command", ""),
             ("recovery_min_apply_delay", "0"),
             ("allow_in_place_tablespaces", "on"),
             ("wal_retrieve_retry_interval", RETRY_INTERVAL),
@@ -135,40 +130,19 @@ impl PrivateServer<'_> {
     }
 }
 
-/// What keeps a copy of a cluster to itself: no place of the original, no connection from outside or to others.
-fn private_settings(major: u32, data_dir: &Path, socket_dir: &Path, port: u16) -> Settings {
-    let quoted = |path: &Path| format!("\"{}\"", path.to_string_lossy().replace('"', "\"\""));
-    let mut settings = copy_settings(major, data_dir, port);
+/// What keeps a server that recovers to itself: no place of the original, no connection from outside or to others.
+fn private_settings(data_dir: &Path, socket_dir: &Path, port: u16) -> Settings {
+    let mut settings = told_to_any(port);
     settings.extend(
         [
+            ("data_directory", data_dir.to_string_lossy().into_owned()),
             ("listen_addresses", String::new()),
-            ("unix_socket_directories", quoted(socket_dir)),
-            ("unix_socket_permissions", "0700".to_owned()),
-            ("unix_socket_group", String::new()),
+            ("unix_socket_directories", in_list(socket_dir)),
             ("ssl", "off".to_owned()),
         ]
         .map(|(name, value)| (name.to_owned(), value)),
     );
     settings
-}
-
-/// What every copy of a cluster that runs beside the original is told: it must not take the original's data folder, write
-/// into its archive, or take what is meant for it from others.
-pub(super) fn copy_settings(_major: u32, data_dir: &Path, port: u16) -> Settings {
-    [
-        ("data_directory", data_dir.to_string_lossy().into_owned()),
-        ("external_pid_file", String::new()),
-        ("port", port.to_string()),
-        ("archive_mode", "off".to_owned()),
-        ("primary_conninfo", String::new()),
-        ("primary_slot_name", String::new()),
-        ("synchronous_standby_names", String::new()),
-        ("max_logical_replication_workers", "0".to_owned()),
-        ("huge_pages", "try".to_owned()),
-        ("bonjour", "off".to_owned()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .to_vec()
 }
 
 /// How the end of what is replayed is told.
@@ -216,7 +190,7 @@ fn target_settings(facts: &ClusterFacts, recovery: &Recovery, exactness: Exactne
     settings
 }
 
-/// Leaves a data folder whose first server recovers it.
+/// Leaves a data folder whose first server recovers it, to itself on the port that is given back.
 pub(super) fn leave_unstarted(
     data_dir: &Path,
     facts: &ClusterFacts,
@@ -224,36 +198,24 @@ pub(super) fn leave_unstarted(
     restore_command: &str,
     has_own_tablespaces: bool,
     run_as: RunAs,
-) -> Result<(), RecoveryError> {
-    let path = data_dir.join(AUTO_CONF);
-    let mut text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(RecoveryError::file("read", &path)(error)),
-    };
+) -> Result<u16, RecoveryError> {
     let mut settings = target_settings(facts, recovery, Exactness::AnyServer);
     let fixed = [
         ("restore_command", restore_command),
         ("recovery_target_action", "promote"),
-        ("primary_conninfo", ""),
-        ("primary_slot_name", ""),
-        ("archive_mode", "off"),
+        // The original's own would clear its archive, and act when the copy is promoted.
+        ("archive_cleanup_command", ""),
+        ("recovery_end_command", ""),
+        ("recovery_min_apply_delay", "0"),
     ];
     settings.extend(fixed.map(|(name, value)| (name.to_owned(), value.to_owned())));
     if has_own_tablespaces {
         settings.push(("allow_in_place_tablespaces".to_owned(), "on".to_owned()));
     }
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text.push_str("# Strongroom's recovery: remove what follows when it is done.\n");
-    for (name, value) in settings {
-        let value = value.replace('\\', "\\\\").replace('\'', "''");
-        text.push_str(&format!("{name} = '{value}'\n"));
-    }
-    write_owned(&path, &text, run_as)?;
+    let port = keep_to_itself(data_dir, Some(Block::of_recovery(settings)), run_as)?;
     super::data_folder::remove_if_there(&data_dir.join(STANDBY_SIGNAL))?;
-    write_owned(&data_dir.join(RECOVERY_SIGNAL), "", run_as)
+    write_owned(&data_dir.join(RECOVERY_SIGNAL), "", run_as)?;
+    Ok(port)
 }
 
 /// Writes a file that only the server's user can read.
@@ -284,6 +246,7 @@ fn shared_buffers_bytes() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::copy::AUTO_CONF;
     use super::*;
     use strongroom_proto::wal::{Leave, SystemIdentifier};
 

@@ -13,7 +13,7 @@
 
 mod assemble;
 mod name;
-mod page;
+pub(crate) mod page;
 mod push;
 mod settings;
 #[cfg(test)]
@@ -22,5 +22,5 @@ pub(super) mod tests;
 pub use assemble::{Answer, AssembleError, Found, find, find_up_to};
 pub use name::WalFileName;
 pub use page::HeadProblem;
-pub use push::{PushError, Pushed, push};
+pub use push::{HistoryBefore, PushError, Pushed, push};
 pub use settings::{DEFAULT_SEGMENT_BYTES, FetchBucket, FetchSettings, Hidden};

@@ -8,13 +8,13 @@ use strongroom_proto::wal::{Lsn, SystemIdentifier, WalSegment};
 const MAGIC_HIGH_BYTE: u16 = 0xD1;
 const MAGIC_OF_15: u16 = 0xD110;
 /// In a page's flags: its first record began on an earlier page.
-const FIRST_IS_CONTINUED: u16 = 0x0001;
+pub(crate) const FIRST_IS_CONTINUED: u16 = 0x0001;
 /// In a page's flags: it has the long header, as the first of a segment has.
-const LONG_HEADER: u16 = 0x0002;
-const SHORT_HEADER_BYTES: usize = 24;
-const LONG_HEADER_BYTES: usize = 40;
+pub(crate) const LONG_HEADER: u16 = 0x0002;
+pub(crate) const SHORT_HEADER_BYTES: usize = 24;
+pub(crate) const LONG_HEADER_BYTES: usize = 40;
 /// No record is shorter than its header.
-const RECORD_HEADER_BYTES: u32 = 24;
+pub(crate) const RECORD_HEADER_BYTES: u32 = 24;
 /// Where a record may begin.
 const RECORD_ALIGNMENT: usize = 8;
 

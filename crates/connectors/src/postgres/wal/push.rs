@@ -3,10 +3,11 @@
 //! A file is checked before it is stored: its length, its first page, its name and its cluster. One segment becomes one
 //! piece, a very large one several.
 //!
-//! Where the vault has pieces of the same segment already, and they cannot be read here or differ, the file is stored
-//! beside them and the caller told so. It is not refused: Postgres would try the same file again for ever and keep all WAL
-//! after it, until the database's disk is full; and which of two versions is the right one is for a person to say.
-//! Nothing is lost either way, for who reads compares all of them and refuses to choose.
+//! Where the vault has pieces of the same segment or a history of the same timeline already, and they cannot be read
+//! here or differ, the file is stored beside them and the caller told so. It is not refused: Postgres would try the
+//! same file again for ever and keep all WAL after it, until the database's disk is full; and which of two versions is
+//! the right one is for a person to say. Nothing is lost either way, for who reads compares all of them and refuses to
+//! choose.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -29,6 +30,12 @@ const PIECE_MAX_BYTES: u32 = 16 << 20;
 const SEGMENT_MIN_BYTES: u32 = 1 << 20;
 /// A history has a line of some fifty bytes for every time the cluster was promoted.
 const HISTORY_MAX_BYTES: u64 = 1 << 20;
+
+/// Why a failure of archive_command cannot wait.
+const UNTIL_STORED: &str = "and until it is, the server keeps it and all WAL after it on its disk";
+/// What to do about a file that is not what it should be.
+const DAMAGED: &str = "give archive_command's %p; where the file in pg_wal is like this itself it is damaged: rename its .ready in \
+                       pg_wal/archive_status to .done, so that the server goes on without it, and take a base backup";
 
 /// What was done with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,15 +60,30 @@ pub enum Pushed {
         /// The piece that differs.
         other: String,
     },
-    /// The history of a timeline is in the vault now.
+    /// The history of a timeline is in the vault.
     StoredHistory {
         /// The cluster.
         system: SystemIdentifier,
         /// What it says.
         history: TimelineHistory,
+        /// What the vault had of it before.
+        before: HistoryBefore,
     },
     /// A backup's label, which is not needed.
     Ignored,
+}
+
+/// What a vault had of a timeline's history before one was pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HistoryBefore {
+    /// Nothing.
+    None,
+    /// The same.
+    Same,
+    /// Something that could not be compared.
+    Unknown,
+    /// Another one: two servers went on upon a timeline of the same number. Both are kept, and somebody must look.
+    Another,
 }
 
 /// A file is not in the vault.
@@ -84,7 +106,7 @@ pub enum PushError {
         source: io::Error,
     },
     /// It is not what its name says.
-    #[error("{name} was not stored")]
+    #[error("{name} was not stored, {UNTIL_STORED}; {}", advice(.source))]
     Head {
         /// The file.
         name: String,
@@ -93,7 +115,9 @@ pub enum PushError {
         source: HeadProblem,
     },
     /// It is cut off, or something was appended.
-    #[error("{name} was not stored: it has {found} bytes, and a segment of this cluster has {expected}")]
+    #[error(
+        "{name} was not stored: it has {found} bytes, and a segment of this cluster has {expected}; {UNTIL_STORED}; {DAMAGED}"
+    )]
     Length {
         /// The file.
         name: String,
@@ -103,13 +127,13 @@ pub enum PushError {
         expected: u64,
     },
     /// It holds nothing at all.
-    #[error("{name} was not stored: it is empty")]
+    #[error("{name} was not stored: it is empty; {UNTIL_STORED}; {DAMAGED}")]
     Empty {
         /// The file.
         name: String,
     },
     /// A history that does not parse.
-    #[error("{name} was not stored: it is not a timeline's history")]
+    #[error("{name} was not stored: it is not a timeline's history; {UNTIL_STORED}; {DAMAGED}")]
     History {
         /// The file.
         name: String,
@@ -142,7 +166,7 @@ pub async fn push(
     let refused = || PushError::Name { name: name.clone() };
     match WalFileName::parse(&name, SEGMENT_MIN_BYTES).ok_or_else(refused)? {
         WalFileName::BackupLabel => Ok(Pushed::Ignored),
-        WalFileName::History(timeline) => push_history(sink, system, timeline, path, name).await,
+        WalFileName::History(timeline) => push_history(sink, source, system, timeline, path, name).await,
         WalFileName::Segment(_) | WalFileName::Partial(_) => {
             let (piece, bytes) = read_segment(system, path, name)?;
             store(sink, source, piece, bytes).await
@@ -152,6 +176,7 @@ pub async fn push(
 
 async fn push_history(
     sink: &dyn WalSink,
+    source: Option<&dyn WalSource>,
     system: SystemIdentifier,
     timeline: u32,
     path: &Path,
@@ -165,13 +190,44 @@ async fn push_history(
     let (Some(text), Some(history)) = (text, parsed) else {
         return Err(PushError::History { name });
     };
-    sink.put_history(system, timeline, &text)
-        .await
-        .map_err(|source| PushError::Vault {
-            doing: format!("store the history of timeline {timeline}"),
-            source,
-        })?;
-    Ok(Pushed::StoredHistory { system, history })
+    let failed = |doing: &str| {
+        let doing = format!("{doing} the history of timeline {timeline}");
+        move |source| PushError::Vault { doing, source }
+    };
+    let before = match source {
+        Some(source) => match source.history(system, timeline).await {
+            Ok(None) => HistoryBefore::None,
+            // Who reads compares them byte for byte.
+            Ok(Some(other)) if other == text => HistoryBefore::Same,
+            Ok(Some(_)) => HistoryBefore::Another,
+            // A bad one does not keep a good one out.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => HistoryBefore::Unknown,
+            Err(error) => return Err(failed("compare")(error)),
+        },
+        None => match sink.has_history(system, timeline).await.map_err(failed("look for"))? {
+            true => HistoryBefore::Unknown,
+            false => HistoryBefore::None,
+        },
+    };
+    if before != HistoryBefore::Same {
+        let stored = sink.put_history(system, timeline, &text).await;
+        stored.map_err(failed("store"))?;
+    }
+    Ok(Pushed::StoredHistory {
+        system,
+        history,
+        before,
+    })
+}
+
+/// What to do about a file that does not begin as it should.
+const fn advice(problem: &HeadProblem) -> &'static str {
+    match problem {
+        HeadProblem::System { .. } => {
+            "the settings name a cluster by its system_identifier, which pg_controldata shows: run this with those of the file's cluster"
+        }
+        _ => DAMAGED,
+    }
 }
 
 /// Reads a segment's file, whole or partial, and says what it is.

@@ -11,7 +11,7 @@ use strongroom_proto::wal::{Lsn, StoredPiece, SystemIdentifier, WalPiece, WalSeg
 
 use super::page::tests::segment_of;
 pub(crate) use super::page::tests::{MIB, SYSTEM};
-use super::{Answer, AssembleError, HeadProblem, PushError, Pushed, find, push};
+use super::{Answer, AssembleError, HeadProblem, HistoryBefore, PushError, Pushed, find, push};
 
 #[derive(Default)]
 pub(crate) struct Memory(Mutex<State>);
@@ -165,6 +165,9 @@ impl WalSink for Memory {
     async fn put_history(&self, _: SystemIdentifier, timeline: u32, text: &str) -> io::Result<()> {
         self.called()?.histories.insert(timeline, text.to_owned());
         Ok(())
+    }
+    async fn has_history(&self, _: SystemIdentifier, timeline: u32) -> io::Result<bool> {
+        Ok(self.called()?.histories.contains_key(&timeline))
     }
     async fn pieces(&self, _: SystemIdentifier, timeline: u32) -> io::Result<Vec<StoredPiece>> {
         let state = self.called()?;
@@ -510,13 +513,28 @@ async fn histories_are_stored_and_labels_are_not_needed() {
     let text = "1\t0/600000\tno recovery target specified\n";
     let stored = hand_over(&vault, "00000002.history", text.as_bytes()).await.unwrap();
     assert!(
-        matches!(&stored, Pushed::StoredHistory { history, .. } if history.timeline == 2),
+        matches!(&stored, Pushed::StoredHistory { history, before: HistoryBefore::None, .. } if history.timeline == 2),
         "{stored:?}"
     );
     assert_eq!(found(vault.ask("00000002.history").await).0, text.as_bytes());
     for bad in [&b""[..], b"junk", b"\xff", b"3\t0/1\tx\n"] {
         let refused = hand_over(&vault, "00000003.history", bad).await;
         assert!(matches!(refused, Err(PushError::History { .. })), "{refused:?}");
+    }
+    // What is there already is compared by who may read it, and told by who may not.
+    let other = text.replace("0/600000", "0/700000");
+    for (text, blind, seeing) in [
+        (text, HistoryBefore::Unknown, HistoryBefore::Same),
+        (&other, HistoryBefore::Unknown, HistoryBefore::Another),
+    ] {
+        let (_folder, path) = file("00000002.history", text.as_bytes());
+        for (source, expected) in [(Some(&vault as &dyn WalSource), seeing), (None, blind)] {
+            let pushed = push(&vault, source, SYSTEM, &path).await.unwrap();
+            assert!(
+                matches!(&pushed, Pushed::StoredHistory { before, .. } if *before == expected),
+                "{text}: {pushed:?}"
+            );
+        }
     }
     let label = hand_over(&vault, "000000010000000000000005.00000028.backup", b"START WAL").await;
     assert_eq!(label.unwrap(), Pushed::Ignored);

@@ -3,115 +3,24 @@
 //! What the API answers comes from a stub here; the whole fleet is tested in the `tests` package.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+mod point_in_time;
+mod stub;
+
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
+
+use crate::stub::{code, problem, program, stderr, stdout, stub};
 
 const JOB: &str = "01890000-0000-7000-8000-000000000001";
 const BACKUP: &str = "bkp-20261121-090000Z-000000000001";
 
-fn program(home: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
-    command.env_clear().env("HOME", home).stdin(Stdio::null());
-    command
-}
-
 fn run(args: &[&str]) -> Output {
     let home = tempfile::tempdir().unwrap();
     program(home.path()).args(args).output().unwrap()
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// An API that answers `METHOD /path` with a status and a body, and remembers what it was asked.
-struct Stub {
-    url: String,
-    asked: Arc<Mutex<Vec<(String, String)>>>,
-}
-
-fn stub(answers: &[(&str, u16, Value)]) -> Stub {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let answers: HashMap<String, (u16, String)> = answers
-        .iter()
-        .map(|(request, status, body)| ((*request).to_owned(), (*status, body.to_string())))
-        .collect();
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let remember = Arc::clone(&asked);
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut reader = BufReader::new(stream.try_clone().unwrap());
-            let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
-            let request = line.split(' ').take(2).collect::<Vec<_>>().join(" ");
-            let (mut length, mut header) = (0, String::new());
-            while reader.read_line(&mut header).unwrap() > 2 {
-                if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
-                    length = value.trim().parse().unwrap();
-                }
-                header.clear();
-            }
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).unwrap();
-            let missing = (
-                404,
-                problem(404, &format!("the stub has no answer to {request}")).to_string(),
-            );
-            let (status, text) = answers.get(&request).cloned().unwrap_or(missing);
-            remember
-                .lock()
-                .unwrap()
-                .push((request, String::from_utf8(body).unwrap()));
-            let kind = if status < 400 {
-                "application/json"
-            } else {
-                "application/problem+json"
-            };
-            let head = format!("HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\nconnection: close\r\n");
-            // The client may have been stopped by the test.
-            let _ = write!(stream, "{head}content-length: {}\r\n\r\n{text}", text.len());
-        }
-    });
-    Stub { url, asked }
-}
-
-impl Stub {
-    fn run(&self, args: &[&str]) -> Output {
-        let home = tempfile::tempdir().unwrap();
-        program(home.path())
-            .env("STRONGROOM_API", &self.url)
-            .args(args)
-            .output()
-            .unwrap()
-    }
-
-    /// The JSON body of the one request that begins so.
-    fn body(&self, request: &str) -> Value {
-        let asked = self.asked.lock().unwrap();
-        let bodies: Vec<_> = asked.iter().filter(|(asked, _)| asked.starts_with(request)).collect();
-        assert_eq!(bodies.len(), 1, "{asked:?}");
-        serde_json::from_str(&bodies[0].1).unwrap()
-    }
-}
-
-fn problem(status: u16, detail: &str) -> Value {
-    json!({"type": "about:blank", "title": "X", "status": status, "detail": detail})
 }
 
 fn job(kind: &str, status: &str, changes: Value) -> Value {

@@ -1,60 +1,23 @@
 //! What the catalog keeps for backups and restores of file trees: progress, what a restore would change, scenarios.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use chrono::Utc;
 use serde_json::json;
-use strongroom_catalog::{Catalog, CreateOutcome, DispatchLimits, Finish, JobRequest, LeaseState, Origin, Scenario};
-use strongroom_proto::receipt::{InitiatedBy, Operator};
+use strongroom_catalog::{Catalog, DispatchLimits, Finish, JobRequest, LeaseState, Scenario};
 use strongroom_proto::restore::{ChangeKind, PathChange, RestoreChanges};
-use strongroom_proto::{Attempt, BackupId, BackupType, JobId, JobKind, JobStatus, Progress, ScheduleId, TargetKind};
+use strongroom_proto::{Attempt, BackupType, JobId, JobKind, JobStatus, Progress, ScheduleId, TargetKind};
 use strongroom_testkit::Postgres;
 
-async fn catalog(server: &Postgres) -> Catalog {
-    server.create_database("catalog").unwrap();
-    Catalog::connect(&server.url("catalog"), 8).await.unwrap()
-}
+use crate::asked::{backup, catalog, create};
 
 fn request(target: &str) -> JobRequest {
-    let id = JobId::fresh();
     JobRequest {
-        id,
-        kind: JobKind::Backup,
-        backup_type: BackupType::Incremental,
-        target: target.parse().unwrap(),
         target_kind: TargetKind::Files,
-        pool: "default".into(),
-        backup_id: BackupId::for_job(id, Utc::now()),
-        retention_until: None,
-        metadata: json!({}),
-        params: json!({}),
-        secret: None,
-        scenario_path: None,
-    }
-}
-
-async fn create(catalog: &Catalog, request: &JobRequest) -> JobId {
-    let origin = Origin {
-        trigger: None,
-        door: "test".into(),
-        schedule: None,
-        operator: Operator {
-            initiated_by: InitiatedBy::Human,
-            principal: "tester".into(),
-        },
-        traceparent: None,
-    };
-    match catalog
-        .create_jobs(&origin, std::slice::from_ref(request))
-        .await
-        .unwrap()
-    {
-        CreateOutcome::Created(jobs) => jobs[0].job_id,
-        CreateOutcome::Repeated(jobs) => panic!("{jobs:?}"),
+        ..backup(target)
     }
 }
 
 async fn claimed(catalog: &Catalog, request: &JobRequest) -> JobId {
-    let id = create(catalog, request).await;
+    let id = create(catalog, None, request).await;
     let limits = DispatchLimits {
         per_target: 9,
         per_pool: 9,
@@ -172,10 +135,10 @@ async fn a_scenario_is_known_from_its_deployment_on_until_it_is_forgotten() {
         params: json!({ "path": path }),
         ..request("scenario/checkout")
     };
-    create(&catalog, &request("docs")).await;
+    create(&catalog, None, &request("docs")).await;
     assert_eq!(catalog.scenarios().await.unwrap(), []);
     for path in ["/srv/v1", "/srv/v2"] {
-        create(&catalog, &deployed(path)).await;
+        create(&catalog, None, &deployed(path)).await;
         let known = Scenario {
             target: "scenario/checkout".parse().unwrap(),
             path: path.to_owned(),

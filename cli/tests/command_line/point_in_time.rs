@@ -1,101 +1,12 @@
-//! `timeline`, `annotate`, and `restore --to`, as a person or a script meets them.
-//!
-//! What the API answers comes from a stub here; the coordinator's own tests have the decisions.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
-
-use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+//! `timeline`, `annotate`, and `restore --to`, as a person or a script meets them; the coordinator's own tests have the
+//! decisions.
 
 use serde_json::{Value, json};
 
+use crate::stub::{problem, stderr, stub};
+
 const JOB: &str = "01890000-0000-7000-8000-000000000001";
 const BASE: &str = "bkp-20261121-090000Z-000000000001";
-
-/// An API that answers `METHOD /path` with a status and a body, and remembers the bodies it was sent.
-struct Stub {
-    url: String,
-    asked: Arc<Mutex<Vec<Value>>>,
-}
-
-fn stub(answers: &[(&str, u16, Value)]) -> Stub {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let answers: HashMap<String, (u16, String)> = answers
-        .iter()
-        .map(|(request, status, body)| ((*request).to_owned(), (*status, body.to_string())))
-        .collect();
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let remember = Arc::clone(&asked);
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut reader = BufReader::new(stream.try_clone().unwrap());
-            let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
-            let request = line.split(' ').take(2).collect::<Vec<_>>().join(" ");
-            let (mut length, mut header) = (0, String::new());
-            while reader.read_line(&mut header).unwrap() > 2 {
-                if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
-                    length = value.trim().parse().unwrap();
-                }
-                header.clear();
-            }
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).unwrap();
-            remember
-                .lock()
-                .unwrap()
-                .push(serde_json::from_slice(&body).unwrap_or(Value::Null));
-            let missing = (
-                404,
-                problem(404, &format!("the stub has no answer to {request}")).to_string(),
-            );
-            let (status, text) = answers.get(&request).cloned().unwrap_or(missing);
-            let kind = if status < 400 { "json" } else { "problem+json" };
-            let length = text.len();
-            let head = format!("HTTP/1.1 {status} X\r\ncontent-type: application/{kind}\r\nconnection: close\r\n");
-            write!(stream, "{head}content-length: {length}\r\n\r\n{text}").unwrap();
-        }
-    });
-    Stub { url, asked }
-}
-
-impl Stub {
-    fn run(&self, args: &[&str]) -> Output {
-        let home = tempfile::tempdir().unwrap();
-        Command::new(env!("CARGO_BIN_EXE_strongroom"))
-            .env_clear()
-            .env("HOME", home.path())
-            .env("TZ", "UTC")
-            .env("STRONGROOM_API", &self.url)
-            .stdin(Stdio::null())
-            .args(args)
-            .output()
-            .unwrap()
-    }
-
-    /// The output of a call that works.
-    fn shown(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn last_body(&self) -> Value {
-        self.asked.lock().unwrap().last().unwrap().clone()
-    }
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn problem(status: u16, detail: &str) -> Value {
-    json!({"type": "about:blank", "title": "X", "status": status, "detail": detail})
-}
 
 fn window() -> Value {
     json!({
@@ -304,6 +215,7 @@ fn a_preview_says_what_would_be_done_and_needs_no_destination() {
     let api = stub(&[("POST /api/v1/restore/preview", 200, preview.clone())]);
     let shown = api.shown(&["restore", "shop", "--to", "latest", "--preview"]);
     for wanted in [
+        "30.0 MB before compression, so that much or less",
         "0/2000028 to 0/9000000 on timeline 2, 117.4 MB or less",
         "timeline 1 > 2; after it comes a hole",
         "1 min 30 s",

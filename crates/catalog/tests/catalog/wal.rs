@@ -1,21 +1,17 @@
 //! What the catalog keeps for point-in-time recovery: WAL without holes, who receives it, alerts and annotations.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use chrono::{DateTime, Duration, Utc};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use strongroom_catalog::{Catalog, LeaseState, WalProgress};
+use strongroom_catalog::{Catalog, LeaseState, WalNews, WalProgress};
 use strongroom_proto::timeline::{Annotation, AnnotationKind};
 use strongroom_proto::wal::{Lsn, StoredPiece, SystemIdentifier, TimelineHistory, WalRange};
 use strongroom_proto::{Sha256Digest, TargetName, VaultId};
 use strongroom_testkit::Postgres;
 
-const SYSTEM: SystemIdentifier = SystemIdentifier(u64::MAX);
+use crate::asked::catalog;
 
-async fn catalog(server: &Postgres) -> Catalog {
-    server.create_database("catalog").unwrap();
-    Catalog::connect(&server.url("catalog"), 8).await.unwrap()
-}
+const SYSTEM: SystemIdentifier = SystemIdentifier(u64::MAX);
 
 fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + Duration::seconds(seconds)
@@ -208,8 +204,9 @@ async fn of_two_receivers_one_holds_the_stream_and_the_fenced_one_learns_it() {
         system_identifier: SYSTEM,
         timeline: 3,
         received_to: Lsn(0xA_0000_0001),
-        server_time: at(7),
+        server_time: Some(at(7)),
         behind_bytes: Some(5),
+        news: WalNews::Progressed,
     };
     let held = catalog.renew_wal_stream(&first, 60, Some(&progress)).await.unwrap();
     assert_eq!(held, LeaseState::Held);
@@ -359,4 +356,67 @@ async fn an_annotation_with_a_key_is_written_once_and_the_last_ones_are_listed_i
     let listed = catalog.annotations(&db, 10).await.unwrap();
     assert_eq!(listed, [note("name\nwith a line", 10), note("v2", 20)]);
     assert_eq!(catalog.annotations(&db, 1).await.unwrap(), [note("v2", 20)]);
+}
+
+#[tokio::test]
+async fn neither_a_claim_nor_a_server_that_was_reached_is_progress() {
+    let server = Postgres::start().unwrap();
+    let catalog = catalog(&server).await;
+    let (vault, db) = (VaultId::fresh(), target("db"));
+    let claim = async |vault| {
+        let claim = catalog.claim_wal_stream(&db, vault, Some("s"), "w1", 60).await;
+        claim.unwrap().unwrap()
+    };
+    let seen = async || catalog.wal_stream(&db).await.unwrap().unwrap();
+    let first = claim(vault).await;
+    let reached = WalProgress {
+        system_identifier: SYSTEM,
+        timeline: 1,
+        received_to: Lsn(7),
+        server_time: None,
+        behind_bytes: None,
+        news: WalNews::None,
+    };
+    catalog.fail_wal_stream(&first, "no answer").await.unwrap();
+    catalog.renew_wal_stream(&first, 60, Some(&reached)).await.unwrap();
+    let stream = seen().await;
+    assert_eq!((stream.progressed_at, stream.progressed_in_claim), (None, false));
+    assert_eq!(stream.view.received_to, Some(Lsn(7)));
+    assert_eq!(stream.view.server_time, None);
+    assert_eq!(stream.view.last_error.as_deref(), Some("no answer"));
+
+    let progressed = WalProgress {
+        server_time: Some(at(7)),
+        news: WalNews::Progressed,
+        ..reached
+    };
+    catalog.renew_wal_stream(&first, 60, Some(&progressed)).await.unwrap();
+    let stream = seen().await;
+    assert!(stream.progressed_in_claim);
+    assert_eq!(stream.view.last_error, None);
+    let progressed_at = stream.progressed_at.unwrap();
+    catalog.renew_wal_stream(&first, 60, Some(&reached)).await.unwrap();
+    catalog.fail_wal_stream(&first, "gone").await.unwrap();
+    catalog.release_wal_stream(&first).await.unwrap();
+    assert!(!seen().await.progressed_in_claim, "nobody has a claim");
+
+    let second = claim(vault).await;
+    catalog.renew_wal_stream(&second, 60, Some(&reached)).await.unwrap();
+    let stream = seen().await;
+    assert_eq!(
+        (stream.progressed_at, stream.progressed_in_claim),
+        (Some(progressed_at), false)
+    );
+    assert_eq!(stream.view.last_error.as_deref(), Some("gone"));
+    assert_eq!(
+        stream.view.server_time,
+        Some(at(7)),
+        "what is not known takes nothing back"
+    );
+    catalog.renew_wal_stream(&second, 60, Some(&progressed)).await.unwrap();
+    let stream = seen().await;
+    assert!(stream.progressed_in_claim && stream.progressed_at > Some(progressed_at));
+    catalog.release_wal_stream(&second).await.unwrap();
+    claim(VaultId::fresh()).await;
+    assert_eq!(seen().await.progressed_at, None, "another vault has nothing");
 }

@@ -1,11 +1,10 @@
-//! The catalog against a real Postgres: what compare-and-set, coalescing and the outbox promise.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+//! Jobs: what compare-and-set, coalescing and the outbox promise.
 
 use std::time::Duration;
 
 use chrono::Utc;
 use strongroom_catalog::{
-    Catalog, CreateOutcome, DispatchLimits, Dispatched, Finish, FinishedBackup, JobRequest, LeaseState, Origin,
+    Catalog, CreateOutcome, DispatchLimits, Dispatched, Finish, FinishedBackup, JobRequest, LeaseState,
 };
 use strongroom_proto::receipt::{
     BACKUP_RECEIPT_SCHEMA, BackupReceipt, InitiatedBy, Integrity, Method, Operator, ReceiptStatus, SourceFacts, Totals,
@@ -15,57 +14,12 @@ use strongroom_proto::{
 };
 use strongroom_testkit::Postgres;
 
+use crate::asked::{backup, catalog, create, origin};
+
 const WIDE: DispatchLimits = DispatchLimits {
     per_target: 1,
     per_pool: 100,
 };
-
-async fn catalog(server: &Postgres) -> Catalog {
-    server.create_database("catalog").unwrap();
-    Catalog::connect(&server.url("catalog"), 8).await.unwrap()
-}
-
-fn origin(trigger: Option<&str>) -> Origin {
-    Origin {
-        trigger: trigger.map(|id| TriggerId::of_event("test", id)),
-        door: "test".into(),
-        schedule: None,
-        operator: Operator {
-            initiated_by: InitiatedBy::Human,
-            principal: "tester".into(),
-        },
-        traceparent: None,
-    }
-}
-
-fn backup(target: &str) -> JobRequest {
-    let id = JobId::fresh();
-    JobRequest {
-        id,
-        kind: JobKind::Backup,
-        backup_type: BackupType::Incremental,
-        target: target.parse().unwrap(),
-        target_kind: TargetKind::Postgres,
-        pool: "default".into(),
-        backup_id: BackupId::for_job(id, Utc::now()),
-        retention_until: None,
-        metadata: serde_json::json!({}),
-        params: serde_json::json!({}),
-        secret: None,
-        scenario_path: None,
-    }
-}
-
-async fn create(catalog: &Catalog, trigger: Option<&str>, request: &JobRequest) -> JobId {
-    match catalog
-        .create_jobs(&origin(trigger), std::slice::from_ref(request))
-        .await
-        .unwrap()
-    {
-        CreateOutcome::Created(jobs) => jobs[0].job_id,
-        CreateOutcome::Repeated(jobs) => jobs[0],
-    }
-}
 
 fn finished(job: JobId, backup_id: &BackupId, attempt: Attempt) -> FinishedBackup {
     let digest = Sha256Digest::from_bytes([attempt.number() as u8; 32]);
