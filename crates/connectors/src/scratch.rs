@@ -22,13 +22,16 @@ impl ScratchDir {
         remove_leftovers(parent, prefix, before_removal);
         loop {
             let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?;
-            std::fs::set_permissions(dir.path(), Permissions::from_mode(mode))?;
-            let Ok(lock) = File::open(dir.path()) else { continue };
+            // Until it is locked, somebody else may take it for a leftover.
+            let lock = match File::open(dir.path()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
             let is_locked = lock.try_lock().is_ok();
-            // Another process may have taken it for a leftover in between.
             let is_still_there = std::fs::metadata(dir.path())
                 .is_ok_and(|there| lock.metadata().is_ok_and(|ours| there.ino() == ours.ino()));
             if is_locked && is_still_there {
+                lock.set_permissions(Permissions::from_mode(mode))?;
                 return Ok(Self {
                     path: dir.keep(),
                     _lock: lock,
@@ -89,5 +92,22 @@ mod tests {
         let path = used.path().to_owned();
         drop(used);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn those_who_begin_at_once_take_nothing_from_each_other() {
+        let parent = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let dir = ScratchDir::create(parent.path(), "kind-", 0o750, |_| {}).unwrap();
+                        let mode = std::fs::metadata(dir.path()).unwrap().permissions().mode();
+                        assert_eq!(mode & 0o777, 0o750);
+                    }
+                });
+            }
+        });
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 }
