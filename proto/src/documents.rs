@@ -74,6 +74,12 @@ fn asyncapi() -> Value {
             payload: schema(subschema::<events::JobStarted>),
         },
         Channel {
+            subject: subjects::JOB_PROGRESS,
+            summary: "How far a running job is, every few seconds. Plain NATS, for who listens now: no stream keeps it.",
+            published: true,
+            payload: schema(subschema::<events::JobProgress>),
+        },
+        Channel {
             subject: subjects::JOB_COMPLETED,
             summary: "A backup has its receipt.",
             published: true,
@@ -157,7 +163,7 @@ fn asyncapi() -> Value {
         "info": {
             "title": "Strongroom events",
             "version": "1",
-            "description": "What Strongroom listens to and publishes on NATS JetStream.",
+            "description": "What Strongroom listens to and publishes on NATS; JetStream keeps all but backup.job.progress.",
         },
         "defaultContentType": events::STRUCTURED,
         "channels": channel_objects,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::CreateBackup;
 use crate::receipt::{Git, ValidationMethod};
-use crate::{Attempt, BackupId, BackupType, JobId, JobKind, JobStatus, TargetName, TriggerId, subjects};
+use crate::{Attempt, BackupId, BackupType, JobId, JobKind, JobStatus, Progress, TargetName, TriggerId, subjects};
 
 /// Media type of a structured CloudEvent.
 pub const STRUCTURED: &str = "application/cloudevents+json";
@@ -21,6 +21,8 @@ pub const STRUCTURED: &str = "application/cloudevents+json";
 pub enum Fact {
     /// `backup.job.started`
     JobStarted(JobStarted),
+    /// `backup.job.progress`
+    JobProgress(JobProgress),
     /// `backup.job.completed`
     JobCompleted(JobCompleted),
     /// `backup.job.failed`
@@ -55,6 +57,24 @@ pub struct JobStarted {
     pub backup_id: BackupId,
     /// The worker.
     pub worker: String,
+}
+
+/// How far a running job is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct JobProgress {
+    /// The job.
+    pub job_id: JobId,
+    /// The target, as a list of one.
+    pub targets: Vec<TargetName>,
+    /// What the job does.
+    pub kind: JobKind,
+    /// Which try this is; another one counts from nothing again.
+    pub attempt: Attempt,
+    /// The backup it makes, verifies or restores.
+    pub backup_id: BackupId,
+    /// Bytes, files, rate and time left.
+    #[serde(flatten)]
+    pub progress: Progress,
 }
 
 /// A backup has its receipt.
@@ -175,6 +195,7 @@ impl Fact {
     pub const fn subject(&self) -> &'static str {
         match self {
             Self::JobStarted(_) => subjects::JOB_STARTED,
+            Self::JobProgress(_) => subjects::JOB_PROGRESS,
             Self::JobCompleted(_) => subjects::JOB_COMPLETED,
             Self::JobFailed(_) => subjects::JOB_FAILED,
             Self::VerifyCompleted(_) => subjects::VERIFY_COMPLETED,

@@ -11,6 +11,8 @@ pub const BACKUP_REQUEST: &str = "backup.request";
 
 /// Outbound facts.
 pub const JOB_STARTED: &str = "backup.job.started";
+/// How far a running job is, every few seconds. For who listens now: no stream keeps it.
+pub const JOB_PROGRESS: &str = "backup.job.progress";
 /// A job finished with a receipt.
 pub const JOB_COMPLETED: &str = "backup.job.completed";
 /// A job was given up.
@@ -37,7 +39,9 @@ pub const TRIGGERS_SUBJECTS: &[&str] = &[SCENARIO_DEPLOYED, SCHEMA_UPDATED, BACK
 pub const BACKUP_STREAM: &str = "BACKUP";
 /// Its subjects. `backup.create` and `backup.request` stay out: a stream over an endpoint would answer in its place.
 pub const BACKUP_SUBJECTS: &[&str] = &[
-    "backup.job.*",
+    JOB_STARTED,
+    JOB_COMPLETED,
+    JOB_FAILED,
     "backup.verify.*",
     "backup.retention.*",
     ALERT,

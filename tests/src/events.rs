@@ -45,6 +45,16 @@ impl Events {
         Ok(events)
     }
 
+    /// Listens from now on, as who is there at the time does; what comes is the CloudEvents' JSON.
+    pub async fn listen(&self) -> Result<impl futures::Stream<Item = Value> + Unpin + use<>> {
+        let client = async_nats::connect(&self.url).await?;
+        let subscriber = client.subscribe(self.subject.clone()).await?;
+        client.flush().await?;
+        Ok(Box::pin(subscriber.filter_map(|message| async move {
+            serde_json::from_slice(&message.payload).ok()
+        })))
+    }
+
     /// Waits for an event whose data has this value under this key.
     pub async fn wait(&self, key: &str, value: &str) -> Result<Value> {
         wait_for_async(

@@ -2,6 +2,7 @@
 //! SDK of another language.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+use futures::StreamExt as _;
 use serde_json::{Value, json};
 use strongroom_testkit::wait_for_async;
 use strongroom_tests::{Fleet, SOON, command_target, postgres_target, python, sample_server};
@@ -309,4 +310,49 @@ async fn a_schedule_fires_once_whatever_number_of_coordinators_look_at_the_clock
         204
     );
     assert_eq!(api.get("/api/v1/schedules/nightly").await.unwrap().0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_listens_is_told_how_far_a_running_job_is_and_no_stream_keeps_it() {
+    let mut fleet = Fleet::prepare().await.unwrap();
+    let enough = fleet.dir().join("enough");
+    // Ends when it is told to: what is heard does not hang on how fast this machine is.
+    let script = format!(
+        "for n in $(seq 600); do [ -e {} ] && exit 0; head -c 10000 /dev/zero; sleep 0.1; done; exit 1",
+        enough.display()
+    );
+    fleet.target(format!(
+        "  slow:\n    kind: command\n    program: sh\n    args: ['-c', '{script}']"
+    ));
+    fleet.run_all().await.unwrap();
+    let mut heard = fleet.events("backup.job.progress").listen().await.unwrap();
+    let id = fleet.api.backup(&["slow"]).await.unwrap().remove(0);
+    let mut next = async || tokio::time::timeout(SOON, heard.next()).await.unwrap().unwrap();
+    let (first, second) = (next().await, next().await);
+    std::fs::write(&enough, "").unwrap();
+
+    for event in [&first, &second] {
+        assert_eq!(event["type"], "backup.job.progress", "{event}");
+        let data = &event["data"];
+        assert_eq!(
+            (&data["job_id"], &data["targets"], &data["kind"], &data["attempt"]),
+            (&json!(id), &json!(["slow"]), &json!("backup"), &json!(1)),
+            "{event}"
+        );
+        assert!(data["files"].is_u64(), "{event}");
+    }
+    assert_ne!(first["id"], second["id"]);
+    let bytes = |event: &Value| event["data"]["bytes"].as_u64().unwrap();
+    assert!(bytes(&second) > bytes(&first), "{first} {second}");
+    assert!(
+        second["data"]["rate_bytes_per_second"].as_u64().unwrap() > 0,
+        "{second}"
+    );
+
+    fleet.api.completed(&id).await.unwrap();
+    fleet.events("backup.job.completed").wait("job_id", &id).await.unwrap();
+    assert_eq!(
+        fleet.events("backup.job.progress").all().await.unwrap(),
+        Vec::<Value>::new()
+    );
 }

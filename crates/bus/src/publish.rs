@@ -3,13 +3,15 @@
 use std::future::IntoFuture as _;
 use std::time::Duration;
 
-use async_nats::HeaderValue;
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::{HeaderMap, HeaderValue};
 
 use crate::Bus;
 
 /// How long the streams may take to store a batch.
 const STORED_WITHIN: Duration = Duration::from_secs(5);
+/// How long a message may wait for room in the client's queue.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// One message to publish.
 #[derive(Debug, Clone)]
@@ -74,18 +76,34 @@ impl Bus {
         }
         results
     }
+
+    /// Publishes a message for who listens now, and waits for nobody: it is lost where the server is away.
+    pub async fn tell(&self, message: &Outgoing) {
+        if !self.is_connected() {
+            return;
+        }
+        let headers = headers(message);
+        let body = message.body.clone().into();
+        let told = self.client.publish_with_headers(message.subject.clone(), headers, body);
+        if !matches!(tokio::time::timeout(TOLD_WITHIN, told).await, Ok(Ok(()))) {
+            tracing::debug!(subject = message.subject, "not told");
+        }
+    }
+}
+
+fn with_headers(message: &Outgoing, body: Vec<u8>) -> PublishMessage {
+    PublishMessage::build().headers(headers(message)).payload(body.into())
 }
 
 /// A text that cannot be a header is left out; the client would panic on it.
-fn with_headers(message: &Outgoing, body: Vec<u8>) -> PublishMessage {
-    let mut publish = PublishMessage::build()
-        .header("content-type", message.content_type)
-        .payload(body.into());
+fn headers(message: &Outgoing) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("content-type", message.content_type);
     if let Ok(id) = message.message_id.parse::<HeaderValue>() {
-        publish = publish.header(async_nats::header::NATS_MESSAGE_ID, id);
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
     }
     if let Some(Ok(traceparent)) = message.traceparent.as_ref().map(|text| text.parse::<HeaderValue>()) {
-        publish = publish.header("traceparent", traceparent);
+        headers.insert("traceparent", traceparent);
     }
-    publish
+    headers
 }

@@ -1,4 +1,5 @@
 //! The outbox's way to the streams: it joins `catalog`, where messages are committed, and `bus`, where they go.
+//! What nobody keeps, progress, goes to NATS at once.
 //!
 //! Every service runs one, so that what it commits is published at once; any of them
 //! publishes what another left behind.
@@ -8,9 +9,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use strongroom_bus::{Bus, Outgoing};
 use strongroom_catalog::{Catalog, OutboxMessage};
-use strongroom_proto::events::{self, STRUCTURED};
+use strongroom_proto::events::{self, Fact, JobProgress, STRUCTURED};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -111,19 +113,48 @@ impl Relay {
         if message.subject.starts_with("work.") {
             return plain(&message.body, "application/json");
         }
-        let event = events::cloud_event(
+        let event = self.event(
             &message.subject,
-            message.body.clone(),
+            &message.body,
             &message.message_id,
-            &self.source,
             message.created_at,
             message.traceparent.as_deref(),
         );
-        match event.map(|event| serde_json::to_value(&event)) {
-            Ok(Ok(event)) => plain(&event, STRUCTURED),
+        match event {
+            Some(event) => plain(&event, STRUCTURED),
             // Unreachable with the attributes above; the fact itself is better than silence.
-            Ok(Err(_)) | Err(_) => plain(&message.body, "application/json"),
+            None => plain(&message.body, "application/json"),
         }
+    }
+
+    fn event(
+        &self,
+        subject: &str,
+        data: &serde_json::Value,
+        id: &str,
+        time: DateTime<Utc>,
+        traceparent: Option<&str>,
+    ) -> Option<serde_json::Value> {
+        let event = events::cloud_event(subject, data.clone(), id, &self.source, time, traceparent).ok()?;
+        serde_json::to_value(&event).ok()
+    }
+
+    /// Tells who listens now how far a job is; `id` names this message alone. It is lost where nobody listens or NATS is away.
+    pub async fn tell(&self, progress: JobProgress, id: String, traceparent: Option<&str>) {
+        let fact = Fact::JobProgress(progress);
+        let subject = fact.subject();
+        let Ok(body) = serde_json::to_value(&fact) else { return };
+        let Some(event) = self.event(subject, &body, &id, Utc::now(), traceparent) else {
+            return;
+        };
+        let message = Outgoing {
+            subject: subject.to_owned(),
+            message_id: id,
+            content_type: STRUCTURED,
+            traceparent: traceparent.map(str::to_owned),
+            body: event.to_string().into_bytes(),
+        };
+        self.bus.tell(&message).await;
     }
 }
 

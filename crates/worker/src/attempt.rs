@@ -15,6 +15,7 @@ use strongroom_catalog::{
 use strongroom_outbox::Relay;
 use strongroom_policy::rate::Rate;
 use strongroom_policy::retry::{self, RetryDecision, RetryRules};
+use strongroom_proto::events::JobProgress;
 use strongroom_proto::restore::RestoreChanges;
 use strongroom_proto::subjects::{self, WorkService};
 use strongroom_proto::work::WorkMessage;
@@ -339,6 +340,7 @@ impl<H: JobHandler> Worker<H> {
             reason.send_if_modified(|slot| slot.is_none() && slot.replace(why).is_none());
             context.stop.cancel();
         };
+        let mut told = (0, Reported::default());
         loop {
             tokio::select! {
                 () = finished.cancelled() => return,
@@ -365,7 +367,25 @@ impl<H: JobHandler> Worker<H> {
             if tokio::time::timeout(RENEWAL, delivery.in_progress()).await.is_err() {
                 tracing::debug!("no sign of life sent to NATS");
             }
+            if progress != told.1 && !context.stop.is_cancelled() {
+                told = (told.0 + 1, progress);
+                self.tell(job, told.0, progress).await;
+            }
         }
+    }
+
+    /// Tells who listens how far the attempt is.
+    async fn tell(&self, job: &ClaimedJob, number: u64, progress: Reported) {
+        let id = format!("{}.{}.progress.{number}", job.id, job.attempt);
+        let progress = JobProgress {
+            job_id: job.id,
+            targets: vec![job.target.clone()],
+            kind: job.kind,
+            attempt: job.attempt,
+            backup_id: job.backup_id.clone(),
+            progress,
+        };
+        self.relay.tell(progress, id, job.traceparent.as_deref()).await;
     }
 
     /// Commits the outcome, and keeps offering it to a catalog that is away.
