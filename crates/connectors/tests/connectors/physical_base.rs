@@ -410,6 +410,26 @@ fn a_full_disk_and_a_stop_end_a_backup() {
     assert_eq!(memory.left_note, None);
 }
 
+#[test]
+fn a_rate_limit_is_told_to_the_server_in_its_unit() {
+    for major in MAJORS {
+        let server = start(major, &[("fsync", "off"), ("log_replication_commands", "on")]);
+        let mut limited = target(&server);
+        limited.rate_bytes_per_second = Some(512 << 20);
+        for target in [target(&server), limited] {
+            base_backup(&target, &mut Memory::default(), Want::Full, &mut |_| {}).unwrap();
+        }
+        let log = server.log();
+        let commands: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains("received replication command: BASE_BACKUP"))
+            .collect();
+        assert_eq!(commands.len(), 2, "{log}");
+        assert!(!commands[0].contains("MAX_RATE"), "{}", commands[0]);
+        assert!(commands[1].contains("MAX_RATE 524288"), "{}", commands[1]);
+    }
+}
+
 /// Passes on what a client says, and of what the server says two megabytes and, when they are written, a little more, which
 /// the disk has no room for. Then it is silent and holds the connection.
 fn stalling(server: &Postgres, disk: Arc<FullOnce>) -> ClusterTarget {
