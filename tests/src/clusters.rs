@@ -29,12 +29,18 @@ pub async fn protected(major: u32) -> (Postgres, Fleet) {
     source
         .psql("postgres", "CREATE TABLE ledger (n int PRIMARY KEY, filler text)")
         .unwrap();
+    let fleet = protect(&source, target_of(&source.url("postgres"))).await;
+    (source, fleet)
+}
+
+/// A fleet that has a verified base backup of a cluster, which is told to it as this target.
+pub async fn protect(source: &Postgres, target: String) -> Fleet {
     let mut fleet = Fleet::prepare().await.unwrap();
     fleet.set("worker.pg_bin_dirs", source.bin_dir().display().to_string());
-    fleet.target(target_of(&source.url("postgres")));
+    fleet.target(target);
     fleet.run_all().await.unwrap();
     back_up(&fleet, "full").await;
-    (source, fleet)
+    fleet
 }
 
 /// Takes a base backup and waits until it is verified; what the API says of it.
@@ -49,32 +55,24 @@ pub async fn back_up(fleet: &Fleet, kind: &str) -> Value {
     backup
 }
 
-/// What was true when the ledger had so many entries.
+/// A moment right after an entry of the ledger was committed.
 #[derive(Debug, Clone)]
 pub struct Moment {
-    /// How many.
-    pub entries: u32,
-    /// The transaction of the last one.
-    pub xid: String,
-    /// The end of WAL after it.
+    /// The end of WAL.
     pub lsn: String,
-    /// The server's clock after it.
+    /// The server's clock.
     pub time: String,
 }
 
 /// Commits one entry after the other.
 pub fn write_ledger(source: &Postgres, from: u32, to: u32) -> Vec<Moment> {
-    let ask = |sql: String| source.psql("postgres", &sql).unwrap().trim().to_owned();
+    let ask = |sql: &str| source.psql("postgres", sql).unwrap().trim().to_owned();
     (from..=to)
         .map(|n| {
-            let xid = ask(format!(
-                "INSERT INTO ledger VALUES ({n}, repeat('x', 500)) RETURNING pg_current_xact_id()::text"
-            ));
-            let seen = ask("SELECT pg_current_wal_insert_lsn(), to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')".to_owned());
+            ask(&format!("INSERT INTO ledger VALUES ({n}, repeat('x', 500))"));
+            let seen = ask("SELECT pg_current_wal_insert_lsn(), to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
             let (lsn, time) = seen.split_once('|').unwrap();
             Moment {
-                entries: n,
-                xid: xid.lines().next().unwrap().to_owned(),
                 lsn: lsn.to_owned(),
                 time: time.to_owned(),
             }

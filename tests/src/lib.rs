@@ -8,6 +8,7 @@
 mod api;
 pub mod clusters;
 mod events;
+pub mod pgbench;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
