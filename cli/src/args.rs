@@ -187,7 +187,7 @@ pub(crate) struct RestoreArgs {
     /// Files: remove what the backup does not have; what it was never to hold, or could not take, stays
     #[arg(long, requires = "in_place", conflicts_with = "include")]
     pub(crate) delete: bool,
-    /// Files and databases: change nothing, and show what would be changed, path by path or table by table
+    /// Change nothing, and show what would be changed, path by path or table by table; of a cluster what has changed since
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Clusters: the moment to recover to; BACKUP may then be a target's name, and the right base backup is chosen. A
@@ -205,7 +205,8 @@ pub(crate) struct RestoreArgs {
     #[arg(long = "table", value_name = "TABLE")]
     pub(crate) tables: Vec<String>,
     /// Say what the restore would do, and do nothing: the plan; for files at a destination the sums and the largest
-    /// changes; for a database every table's rows and bytes now (without --destination, in the target's own) and then
+    /// changes; for a database every table's rows and bytes now (without --destination, in the target's own) and then; for
+    /// a cluster the same of the one that runs, where a drill has counted what the base backup holds
     #[arg(long, conflicts_with_all = ["dry_run", "wait"])]
     pub(crate) preview: bool,
     /// Wait until the restore has ended, and show how far it is

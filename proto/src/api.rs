@@ -99,7 +99,7 @@ pub struct CreateRestore {
     pub targets: Vec<String>,
     /// Where to: `postgres://…` for a database, a path for files. Required, because a restore never guesses, but for
     /// a restore in place: that goes where the restorer's configuration says the target is, or where the backup of a
-    /// scenario says it was. A dry run of a database without it looks into the target's own.
+    /// scenario says it was. A dry run of a database without it looks into the target's own; one of a cluster always does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
     /// Whether to run a verification first and restore only when it passes.
@@ -121,7 +121,8 @@ pub struct CreateRestore {
     /// Files: whether a restore in place removes what the backup does not have.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub delete: bool,
-    /// Files and databases: whether nothing is changed and `GET /api/v1/jobs/{id}/changes` says what would be.
+    /// Whether nothing is changed and `GET /api/v1/jobs/{id}/changes` says what would be; of a cluster, what its tables
+    /// held then and hold now.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
     /// Clusters: the moment to recover to, as a time with its zone, a place in WAL (`0/16B3740`), `xid:NUMBER`,

@@ -35,15 +35,8 @@ impl DatabaseChanges {
     #[must_use]
     pub fn with_tables(mut self, mut tables: Vec<TableChange>) -> Self {
         tables.sort_by_cached_key(TableChange::rank);
-        let sum = |size: fn(&TableChange) -> Option<TableSize>| {
-            let zero = TableSize {
-                rows: Some(0),
-                bytes: Some(0),
-            };
-            tables.iter().filter_map(size).fold(zero, TableSize::plus)
-        };
-        self.then = sum(|table| table.then);
-        self.now = sum(|table| table.now);
+        self.then = TableSize::sum(tables.iter().filter_map(|table| table.then));
+        self.now = TableSize::sum(tables.iter().filter_map(|table| table.now));
         for table in &tables {
             *match table.change {
                 TableChangeKind::Create => &mut self.counts.created,
@@ -120,8 +113,7 @@ impl TableChange {
         if self.change == TableChangeKind::Keep {
             return Some(0);
         }
-        let of = |size: &Option<TableSize>| size.as_ref().map_or(Some(0), part).map(i128::from);
-        Some(of(&self.then)? - of(&self.now)?)
+        difference(self.then, self.now, part)
     }
 
     /// The least comes first: what is not known, then the largest change of rows, of bytes, and by name.
@@ -149,7 +141,27 @@ pub struct TableSize {
     pub bytes: Option<u64>,
 }
 
+/// How much more there was of something then than now, or, where negative, less: of a table that is not there nothing,
+/// `None` where one side is not known.
+pub(crate) fn difference(
+    then: Option<TableSize>,
+    now: Option<TableSize>,
+    part: fn(&TableSize) -> Option<u64>,
+) -> Option<i128> {
+    let of = |size: Option<TableSize>| size.as_ref().map_or(Some(0), part).map(i128::from);
+    Some(of(then)? - of(now)?)
+}
+
 impl TableSize {
+    /// All of them together; what is not known of one is not known of all.
+    pub(crate) fn sum(sizes: impl Iterator<Item = Self>) -> Self {
+        let zero = Self {
+            rows: Some(0),
+            bytes: Some(0),
+        };
+        sizes.fold(zero, Self::plus)
+    }
+
     /// The sum; what is not known of one is not known of both.
     fn plus(self, other: Self) -> Self {
         let sum = |a: Option<u64>, b: Option<u64>| Some(a?.saturating_add(b?));

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod api;
+pub mod cluster_tables;
 pub mod database_changes;
 pub mod documents;
 pub mod events;

@@ -1,10 +1,12 @@
 //! What a restore of files takes of a backup, and what it changes at its destination.
 
+use std::fmt;
 use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster_tables::ClusterTables;
 use crate::database_changes::DatabaseChanges;
 
 /// What of a backup is restored. Both empty means everything.
@@ -117,7 +119,7 @@ pub struct ChangeBytes {
 }
 
 /// `GET /api/v1/jobs/{id}/changes`: what a restore of files did at its destination, or, as a dry run, what a restore of
-/// files or of a database would do.
+/// files or of a database would do, and how the tables of a cluster have changed since its base backup.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RestoreChanges {
     /// Whether nothing was done.
@@ -139,6 +141,9 @@ pub struct RestoreChanges {
     /// What would change in a database; the counts of paths are zero then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<DatabaseChanges>,
+    /// Of a whole cluster, where nothing would change: what its tables held then, and hold now where it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterTables>,
 }
 
 impl RestoreChanges {
@@ -158,7 +163,7 @@ impl RestoreChanges {
 
 /// A table by its full name: `database.schema.table`; a part that holds a dot or a quote is written in double quotes, as
 /// in SQL.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct TableName {
     /// The database.
     pub database: String,
@@ -184,6 +189,20 @@ impl FromStr for TableName {
             schema,
             table,
         })
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let written = |part: &str| {
+            if part.contains(['.', '"']) {
+                format!("\"{}\"", part.replace('"', "\"\""))
+            } else {
+                part.to_owned()
+            }
+        };
+        let parts = [&self.database, &self.schema, &self.table].map(|part| written(part));
+        f.write_str(&parts.join("."))
     }
 }
 
@@ -258,7 +277,9 @@ mod tests {
             name.ok().map(|name| [name.database, name.schema, name.table])
         };
         assert_eq!(parts("shop.public.orders").unwrap(), ["shop", "public", "orders"]);
-        assert_eq!(parts(r#"shop."a.b"."c""d""#).unwrap(), ["shop", "a.b", "c\"d"]);
+        let quoted = r#"shop."a.b"."c""d""#;
+        assert_eq!(parts(quoted).unwrap(), ["shop", "a.b", "c\"d"]);
+        assert_eq!(quoted.parse::<TableName>().unwrap().to_string(), quoted);
         for bad in [
             "",
             "orders",

@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster_tables::ClusterTables;
 use crate::receipt::{Method, SourceFacts};
 use crate::wal::{Lsn, SystemIdentifier};
 use crate::{BackupId, BackupType, TargetKind, TargetName};
@@ -235,6 +236,9 @@ pub struct RestorePreview {
     pub estimated_duration: String,
     /// The counts that the receipt has: tables, rows, files.
     pub source: SourceFacts,
+    /// Of a whole cluster: what its tables held at the end of the base backup, where a drill of it has counted them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tables: Option<ClusterTables>,
     /// What else is worth knowing, one sentence each.
     pub notes: Vec<String>,
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use strongroom_testkit::{Postgres, free_port};
+use strongroom_tests::clusters::{TARGET, back_up, protected, received};
 use strongroom_tests::{Fleet, Told, files_target, postgres_target};
 
 /// Changes with the next transaction that writes anything anywhere on the server.
@@ -204,6 +205,142 @@ async fn a_database_that_cannot_be_looked_at_says_why_and_is_no_failed_restore()
     ] {
         assert_eq!(fleet.sql(nothing).unwrap(), "0", "{nothing}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_shown_as_its_drill_counted_it_and_as_it_is_now_and_nothing_is_written() {
+    let (source, mut fleet) = protected(15).await;
+    source.psql("postgres", "ALTER SYSTEM SET autovacuum = off").unwrap();
+    source.psql("postgres", "SELECT pg_reload_conf()").unwrap();
+    source.create_database("shop").unwrap();
+    source.psql("shop", TABLES).unwrap();
+    let backup = back_up(&fleet, "incremental").await["backup_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    source.psql("shop", SINCE).unwrap();
+    received(&fleet, &source);
+    let next = source.psql("postgres", NEXT_TRANSACTION).unwrap();
+
+    let folder = fleet.dir().join("copy").display().to_string();
+    let to_latest = [TARGET, "--to", "latest", "--destination", &folder];
+    for args in [&to_latest[..], &[&backup]] {
+        let told = preview(&fleet, args);
+        assert_eq!(told.code, 0, "{told:?}");
+        println!("{}", told.stdout);
+        for row in [
+            "shop.public.orders 500 4000 +3500",
+            "shop.public.invoices gone - 300 +300",
+            "shop.public.customers 60 50 -10",
+            "shop.public.mistakes new 9 - -9",
+            "postgres.public.ledger 0 0 0",
+            "all tables 569 4350",
+            "nothing of what is there now is touched",
+            "WAL to replay",
+            "nothing was touched",
+        ] {
+            assert!(has_row(&told.stdout, row), "{row:?} in:\n{}", told.stdout);
+        }
+        assert!(
+            told.stdout.contains("what later WAL changes is not in these figures"),
+            "{}",
+            told.stdout
+        );
+        assert!(!told.stdout.contains("replace"), "{}", told.stdout);
+    }
+    let found = document(&fleet, &to_latest);
+    assert_eq!(
+        (&found["backup_id"], &found["tables"]["then"]["rows"]),
+        (&json!(backup), &json!(4350))
+    );
+    let cluster = &found["changes"]["cluster"];
+    assert_eq!(
+        (&cluster["then"]["rows"], &cluster["now"]["rows"]),
+        (&json!(4350), &json!(569))
+    );
+    let orders = &cluster["tables"][0];
+    let named = (&orders["database"], &orders["schema"], &orders["table"]);
+    assert_eq!(named, (&json!("shop"), &json!("public"), &json!("orders")));
+    assert_eq!(
+        (&orders["then"]["rows"], &orders["now"]["rows"]),
+        (&json!(4000), &json!(500))
+    );
+    assert!(orders["then"]["bytes"].as_u64().unwrap() > 100_000, "{orders}");
+    assert_eq!(found["changes"].get("database"), None);
+
+    assert_eq!(
+        source.psql("postgres", NEXT_TRANSACTION).unwrap(),
+        next,
+        "something was written"
+    );
+    let told = fleet
+        .strongroom(&["restore", &backup, "--destination", &folder, "--dry-run"])
+        .unwrap();
+    println!("{}", told.stdout);
+    assert_eq!(told.code, 0, "{told:?}");
+    assert!(has_row(&told.stdout, "shop.public.orders 500 4000 +3500"), "{told:?}");
+    assert_eq!(
+        (Path::new(&folder).exists(), restore_receipts(&fleet, &backup)),
+        (false, 0)
+    );
+
+    // The counts are in no receipt, and so they are lost with the catalog, until the next drill.
+    let verifications = fleet.vault_dir().join("backups").join(&backup).join("verifications");
+    for entry in fs::read_dir(verifications).unwrap() {
+        let receipt = fs::read_to_string(entry.unwrap().path()).unwrap();
+        assert!(!receipt.contains("customers"), "{receipt}");
+    }
+    fleet.lose_catalog().unwrap();
+    let (code, rebuilt) = fleet.rebuild_catalog(&[]).unwrap();
+    assert_eq!(code, 0, "{rebuilt}");
+    fleet.run_all().await.unwrap();
+    let told = preview(&fleet, &[&backup]);
+    assert_eq!(told.code, 0, "{told:?}");
+    assert!(told.stdout.contains("no counts are kept"), "{}", told.stdout);
+    assert!(!told.stdout.contains("ROWS THEN"), "{}", told.stdout);
+    let told = fleet.strongroom(&["verify", &backup, "--wait"]).unwrap();
+    assert_eq!(told.code, 0, "{told:?}");
+    // A catalog that is refilled while it is there keeps what it has.
+    assert_eq!(fleet.rebuild_catalog(&[]).unwrap().0, 0);
+    let told = preview(&fleet, &[&backup]);
+    assert!(has_row(&told.stdout, "shop.public.orders 500 4000 +3500"), "{told:?}");
+
+    // What was then is still told where what is now is not.
+    source.stop().unwrap();
+    let told = preview(&fleet, &[&backup]);
+    assert_eq!(told.code, 1, "{told:?}");
+    assert!(has_row(&told.stdout, "shop.public.orders - 4000 -"), "{}", told.stdout);
+    assert!(
+        told.stdout.contains("what they hold now is not known") && told.stdout.contains("can be reached from here"),
+        "{}",
+        told.stdout
+    );
+    let found = document(&fleet, &[&backup]);
+    assert_eq!(
+        (&found["tables"]["then"]["rows"], found.get("changes")),
+        (&json!(4350), None)
+    );
+    assert!(
+        found["changes_error"].as_str().unwrap().contains("can be reached"),
+        "{found}"
+    );
+    fleet.kill("restorer").unwrap();
+    fleet.clear_targets();
+    fleet.run("restorer").unwrap();
+    let told = preview(&fleet, &[&backup]);
+    assert_eq!(told.code, 1, "{told:?}");
+    assert!(
+        told.stdout.contains("configure cluster on the restorer too"),
+        "{}",
+        told.stdout
+    );
+    assert!(has_row(&told.stdout, "shop.public.invoices - 300 -"), "{}", told.stdout);
+    assert_eq!(
+        fleet
+            .sql("SELECT count(*) FROM outbox WHERE subject LIKE 'restore.%'")
+            .unwrap(),
+        "0"
+    );
 }
 
 fn make_tree(root: &Path) {

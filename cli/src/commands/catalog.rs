@@ -147,7 +147,11 @@ impl Rebuilt {
         verifications.sort_by_key(|(receipt, _)| receipt.completed_at);
         for (receipt, sha256) in verifications {
             let taken = catalog
-                .adopt_verification(&FinishedVerification { receipt, sha256 })
+                .adopt_verification(&FinishedVerification {
+                    receipt,
+                    sha256,
+                    tables: None,
+                })
                 .await?;
             self.verifications.add(taken);
         }

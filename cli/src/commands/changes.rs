@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 
 use strongroom_proto::api::JobView;
+use strongroom_proto::cluster_tables::{ClusterTable, ClusterTables};
 use strongroom_proto::database_changes::{DatabaseChanges, TableChange, TableSize};
 use strongroom_proto::restore::{ChangeCounts, ChangeKind, PathChange, RestoreChanges};
 use strongroom_proto::{JobStatus, TargetKind};
@@ -31,6 +32,9 @@ pub(super) fn listing(changes: &RestoreChanges) -> String {
     if let Some(database) = &changes.database {
         return database_text(&changes.destination, database, usize::MAX) + "nothing was changed\n";
     }
+    if let Some(cluster) = &changes.cluster {
+        return cluster_text(&changes.destination, cluster, usize::MAX) + "nothing was changed\n";
+    }
     let mut text = String::new();
     for change in &changes.changes {
         text.push_str(&line(change));
@@ -56,6 +60,9 @@ pub(super) fn listing(changes: &RestoreChanges) -> String {
 pub(super) fn summary(changes: &RestoreChanges) -> String {
     if let Some(database) = &changes.database {
         return database_text(&changes.destination, database, SHOWN);
+    }
+    if let Some(cluster) = &changes.cluster {
+        return cluster_text(&changes.destination, cluster, SHOWN);
     }
     let mut text = format!("{}: what would change\n", render::safe(&changes.destination));
     let bytes = changes.bytes.unwrap_or_default();
@@ -136,23 +143,8 @@ fn database_text(destination: &str, changes: &DatabaseChanges, shown: usize) -> 
         Some(changes.then),
         String::new(),
     ));
-    text.push_str(&render::table(
-        &[
-            "TABLE",
-            "CHANGE",
-            "ROWS NOW",
-            "ROWS THEN",
-            "DIFFERENCE",
-            "BYTES NOW",
-            "BYTES THEN",
-        ],
-        &["ROWS NOW", "ROWS THEN", "DIFFERENCE", "BYTES NOW", "BYTES THEN"],
-        rows,
-    ));
-    let more = changes.more + changes.tables.len().saturating_sub(shown) as u64;
-    if more > 0 {
-        text.push_str(&format!("… and {more} more tables: --dry-run and --json list them\n"));
-    }
+    text.push_str(&size_table("CHANGE", rows));
+    push_more_tables(&mut text, changes.more, changes.tables.len(), shown);
     let counts = &changes.counts;
     text.push_str(&format!(
         "tables: {} would be created, {} replaced, {} kept that the backup does not have\n",
@@ -171,19 +163,79 @@ fn database_text(destination: &str, changes: &DatabaseChanges, shown: usize) -> 
 }
 
 fn table_row(table: &TableChange) -> Vec<String> {
-    let difference = match table.rows_changed() {
-        Some(0) => "0".to_owned(),
-        Some(rows) => format!("{rows:+}"),
-        None => NONE.to_owned(),
-    };
     let name = format!("{}.{}", table.schema, table.table);
     size_row(
         name,
         table.change.as_str().to_owned(),
         table.now,
         table.then,
-        difference,
+        difference(table.rows_changed()),
     )
+}
+
+/// What the tables of a cluster held at the end of its base backup, alone: what they hold now is not known.
+pub(super) fn drilled_tables(tables: &ClusterTables) -> String {
+    sizes_then_and_now(
+        "the tables then, at the end of the base backup\n".to_owned(),
+        tables,
+        SHOWN,
+    )
+}
+
+fn cluster_text(server: &str, tables: &ClusterTables, shown: usize) -> String {
+    let title = format!(
+        "{}: the running cluster's tables now, and then, at the end of the base backup\n",
+        render::safe(server)
+    );
+    let mut text = sizes_then_and_now(title, tables, shown);
+    text.push_str("the restore goes into an empty folder: nothing of what is there now is touched\n");
+    text
+}
+
+fn sizes_then_and_now(mut text: String, tables: &ClusterTables, shown: usize) -> String {
+    let row = |table: &ClusterTable| {
+        let (since, changed) = match (tables.now, table.then, table.now) {
+            (None, _, _) => ("", None),
+            (_, None, _) => ("new", table.rows_changed()),
+            (_, _, None) => ("gone", table.rows_changed()),
+            _ => ("", table.rows_changed()),
+        };
+        let name = table.name.to_string();
+        size_row(name, since.to_owned(), table.now, table.then, difference(changed))
+    };
+    let mut rows: Vec<Vec<String>> = tables.tables.iter().take(shown).map(row).collect();
+    let all = "all tables".to_owned();
+    rows.push(size_row(
+        all,
+        String::new(),
+        tables.now,
+        Some(tables.then),
+        String::new(),
+    ));
+    text.push_str(&size_table("SINCE THEN", rows));
+    push_more_tables(&mut text, tables.more, tables.tables.len(), shown);
+    text
+}
+
+/// A table of rows and bytes, whose second column has this name.
+fn size_table(second: &str, rows: Vec<Vec<String>>) -> String {
+    let sizes = ["ROWS NOW", "ROWS THEN", "DIFFERENCE", "BYTES NOW", "BYTES THEN"];
+    render::table(&[&["TABLE", second], sizes.as_slice()].concat(), &sizes, rows)
+}
+
+fn push_more_tables(text: &mut String, more: u64, known: usize, shown: usize) {
+    let more = more + known.saturating_sub(shown) as u64;
+    if more > 0 {
+        text.push_str(&format!("… and {more} more tables: --dry-run and --json list them\n"));
+    }
+}
+
+fn difference(rows: Option<i128>) -> String {
+    match rows {
+        Some(0) => "0".to_owned(),
+        Some(rows) => format!("{rows:+}"),
+        None => NONE.to_owned(),
+    }
 }
 
 fn size_row(
@@ -284,5 +336,48 @@ public.new         keep            -          -           0        5 B          
         ] {
             assert!(text.lines().any(|line| line == wanted), "{wanted:?} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_cluster_shows_what_has_changed_since_and_what_is_known_of_then_alone() {
+        let table = |name: &str, sizes: serde_json::Value| {
+            let mut table = json!({ "database": "shop", "schema": "a.b", "table": name });
+            table
+                .as_object_mut()
+                .unwrap()
+                .extend(sizes.as_object().unwrap().clone());
+            table
+        };
+        let size = |rows: u64| json!({ "rows": rows, "bytes": rows * 1_000 });
+        let (then, now) = (json!({ "then": size(7) }), json!({ "now": size(9) }));
+        let tables: ClusterTables = serde_json::from_value(json!({
+            "then": { "rows": 17 }, "now": { "bytes": 99_000 }, "more": 3, "tables": [
+                table("both\u{1b}[2J", json!({ "then": size(10), "now": size(90) })),
+                table("made", now), table("lost", then), table("unread", json!({ "then": {}, "now": { "bytes": 5 } }))
+            ]
+        }))
+        .unwrap();
+        let expected = "\
+u@h/db: the running cluster's tables now, and then, at the end of the base backup
+TABLE                     SINCE THEN  ROWS NOW  ROWS THEN  DIFFERENCE  BYTES NOW  BYTES THEN
+shop.\"a.b\".both\\u{1b}[2J                    90         10         -80    90.0 kB     10.0 kB
+shop.\"a.b\".made           new                9          -          -9     9.0 kB           -
+shop.\"a.b\".lost           gone               -          7          +7          -      7.0 kB
+shop.\"a.b\".unread                            -          -           -        5 B           -
+all tables                                   -         17                99.0 kB           -
+… and 3 more tables: --dry-run and --json list them
+the restore goes into an empty folder: nothing of what is there now is touched
+";
+        assert_eq!(cluster_text("u@h/db", &tables, SHOWN), expected);
+
+        let mut alone = tables;
+        alone.now = None;
+        for table in &mut alone.tables {
+            table.now = None;
+        }
+        let text = drilled_tables(&alone);
+        let lost = text.lines().find(|line| line.contains("lost")).unwrap();
+        let words: Vec<&str> = lost.split_whitespace().collect();
+        assert_eq!(words, ["shop.\"a.b\".lost", "-", "7", "-", "-", "7.0", "kB"], "{text}");
     }
 }

@@ -39,7 +39,7 @@ pub(super) async fn run(client: &Client, request: CreateRestore, form: Form) -> 
     let changes = changes::of(client, &job.value).await?;
     match (&changes, is_text) {
         (Some(changes), true) => render::print(&changes::summary(&changes.value))?,
-        (None, true) => render::print(&format!("what would change is not known: {}", end_of_job(&job.value)))?,
+        (None, true) => render::print(&unknown(&plan.value, &job.value))?,
         (_, false) => render::print(&document(&plan.json, changes.as_ref(), &job.value)?)?,
     }
     if is_text {
@@ -48,12 +48,24 @@ pub(super) async fn run(client: &Client, request: CreateRestore, form: Form) -> 
     Ok(outcome_of(&job.value))
 }
 
-/// The dry run that tells what would change; `None` where there is none: a whole cluster goes into an empty folder, and
-/// files change something only at a place that is named.
+/// What is told where nobody could look at what there is now.
+fn unknown(plan: &RestorePreview, job: &JobView) -> String {
+    let reason = end_of_job(job);
+    match &plan.tables {
+        Some(tables) => format!(
+            "{}what they hold now is not known: {reason}",
+            changes::drilled_tables(tables)
+        ),
+        None => format!("what would change is not known: {reason}"),
+    }
+}
+
+/// The dry run that tells what would change, or has changed; `None` where there is none: of a cluster whose tables nobody
+/// has counted, and of files without a place, at which they would change something.
 fn trial(mut request: CreateRestore, plan: &RestorePreview) -> Option<CreateRestore> {
     let has_place = request.destination.is_some() || request.in_place;
     let is_told = match plan.target_kind {
-        TargetKind::Postgres => plan.method == Some(Method::LogicalDump),
+        TargetKind::Postgres => plan.method == Some(Method::LogicalDump) || plan.tables.is_some(),
         TargetKind::Files | TargetKind::Command => has_place,
         TargetKind::Bucket | TargetKind::Config => false,
     };

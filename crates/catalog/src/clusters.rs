@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
+use strongroom_proto::cluster_tables::ClusterTables;
 use strongroom_proto::receipt::SourceFacts;
 use strongroom_proto::wal::ClusterFacts;
 use strongroom_proto::{BackupId, BackupType, TargetName, VaultId};
@@ -30,6 +31,17 @@ pub struct ClusterBackup {
     pub verified: bool,
     /// What the last verification that did not pass found.
     pub verification_error: Option<String>,
+}
+
+/// The newest drill of a base backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drill {
+    /// Whether it passed.
+    pub passed: bool,
+    /// When it ended.
+    pub completed_at: DateTime<Utc>,
+    /// What it counted, where it is still known.
+    pub tables: Option<ClusterTables>,
 }
 
 /// A piece of SQL that several statements share; a macro, so that every statement stays a literal.
@@ -64,6 +76,28 @@ impl Catalog {
             .await
             .map_err(|e| CatalogError::new("read a base backup", e))?;
         row.as_ref().map(cluster_backup).transpose()
+    }
+
+    /// The newest drill of a backup; nothing where none has ended.
+    pub async fn newest_drill(&self, id: &BackupId) -> Result<Option<Drill>, CatalogError> {
+        let row = sqlx::query(
+            "SELECT passed, completed_at, tables FROM verifications WHERE backup_id = $1
+             ORDER BY completed_at DESC LIMIT 1",
+        )
+        .bind(id.as_str())
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(|e| CatalogError::new("read the newest drill of a backup", e))?;
+        let Some(row) = row else { return Ok(None) };
+        let tables: Option<serde_json::Value> = column(&row, "tables")?;
+        Ok(Some(Drill {
+            passed: column(&row, "passed")?,
+            completed_at: column(&row, "completed_at")?,
+            tables: tables
+                .map(serde_json::from_value)
+                .transpose()
+                .map_err(|e| CatalogError::decode("verifications.tables", e))?,
+        }))
     }
 
     /// What the receipt of a backup says of its source; nothing where it is not known.

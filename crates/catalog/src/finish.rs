@@ -4,6 +4,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Postgres, Transaction};
 use std::time::Duration;
+use strongroom_proto::cluster_tables::ClusterTables;
 use strongroom_proto::events::{
     Alert, Fact, JobCompleted, JobFailed, RestoreCompleted, RestoreFailed, VerifyCompleted, VerifyFailed,
 };
@@ -53,6 +54,8 @@ pub struct FinishedVerification {
     pub receipt: VerificationReceipt,
     /// The digest of its bytes.
     pub sha256: Sha256Digest,
+    /// What the tables of a whole cluster held. The vault does not have it: it may be lost, and another drill brings it back.
+    pub tables: Option<ClusterTables>,
 }
 
 /// A restore that has its receipt.

@@ -259,9 +259,11 @@ pub(crate) async fn take_verification(
         .filter(|_| passed)
         .map(method_column);
     let checks = serde_json::to_value(&receipt.checks).map_err(|e| CatalogError::decode("verifications.checks", e))?;
+    let tables = done.tables.as_ref().map(serde_json::to_value).transpose();
+    let tables = tables.map_err(|e| CatalogError::decode("verifications.tables", e))?;
     sqlx::query(
-        "INSERT INTO verifications (job_id, backup_id, passed, method, completed_at, checks)
-         VALUES ($1, $2, $3, $4::validation_method, $5, $6) ON CONFLICT (job_id) DO NOTHING",
+        "INSERT INTO verifications (job_id, backup_id, passed, method, completed_at, checks, tables)
+         VALUES ($1, $2, $3, $4::validation_method, $5, $6, $7) ON CONFLICT (job_id) DO NOTHING",
     )
     .bind(id.as_uuid())
     .bind(receipt.backup_id.as_str())
@@ -269,6 +271,7 @@ pub(crate) async fn take_verification(
     .bind(method)
     .bind(receipt.completed_at)
     .bind(checks)
+    .bind(tables)
     .execute(&mut **tx)
     .await
     .map_err(failed)?;

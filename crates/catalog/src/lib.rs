@@ -36,7 +36,7 @@ use sqlx::{ConnectOptions, PgPool};
 use audit::AuditEntry;
 pub use backups::{BackupFilter, OwedVerification};
 pub use chunks::{FoundChunk, ListedPack};
-pub use clusters::ClusterBackup;
+pub use clusters::{ClusterBackup, Drill};
 pub use dispatch::{DispatchLimits, Dispatched};
 pub use error::CatalogError;
 pub use finish::{Finish, FinishedBackup, FinishedRestore, FinishedVerification};

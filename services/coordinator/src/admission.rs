@@ -13,7 +13,7 @@ use strongroom_proto::{BackupId, BackupType, JobId, JobKind, TargetKind, TargetN
 
 use strongroom_runtime::TargetConfig;
 
-use crate::recovery::Recovering;
+use crate::recovery::{Recovering, drilled};
 use crate::restores::Form;
 use crate::{Coordinator, restores};
 
@@ -404,12 +404,15 @@ impl Coordinator {
         let estimate = self.estimate(JobKind::Restore, &restoring.backup.target).await?;
         let backup_id = &restoring.backup.backup_id;
         let source = self.catalog.source_facts(backup_id).await?;
-        let drilled = match &restoring.recovering {
-            Some(_) => Some(self.drilled(backup_id).await?),
+        let drilled = match &source.cluster {
+            Some(facts) => Some(drilled(self.catalog.newest_drill(backup_id).await?, facts, backup_id)),
             None => None,
         };
         let mut preview = restores::preview(ask, restoring, source, estimate);
-        preview.notes.extend(drilled);
+        if let Some((tables, note)) = drilled {
+            preview.tables = tables;
+            preview.notes.push(note);
+        }
         Ok(preview)
     }
 }

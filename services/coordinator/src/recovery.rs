@@ -1,12 +1,12 @@
 //! What can be recovered of a cluster: what the catalog knows, put before `policy::recovery`.
 
 use chrono::{DateTime, Utc};
-use strongroom_catalog::{CatalogError, ClusterBackup, WalStream};
+use strongroom_catalog::{CatalogError, ClusterBackup, Drill, WalStream};
 use strongroom_policy::recovery::{self, Base, Cluster, Plan, Proof, Refused, Survey};
 use strongroom_proto::api::CreateRestore;
-use strongroom_proto::receipt::VerificationReceipt;
+use strongroom_proto::cluster_tables::ClusterTables;
 use strongroom_proto::timeline::{Annotation, AnnotationKind, Moment, TargetTimeline, TimelineBase, WalPreview};
-use strongroom_proto::wal::{Recovery, RecoveryTarget, SystemIdentifier};
+use strongroom_proto::wal::{ClusterFacts, Recovery, RecoveryTarget, SystemIdentifier};
 use strongroom_proto::{BackupId, TargetName, VaultId};
 
 use crate::Coordinator;
@@ -16,10 +16,6 @@ use crate::admission::Refusal;
 const ANNOTATIONS_SHOWN: u32 = 1000;
 /// The longest annotation.
 const ANNOTATION_CHARACTERS: usize = 2000;
-/// The check of a verification that says how many rows were found.
-const ROWS_CHECK: &str = "row counts";
-/// The check of a cluster's drill that says what was found in its databases.
-const DATABASES_CHECK: &str = "databases";
 
 /// What the catalog knows of the clusters that a target was and is.
 pub(crate) struct Known {
@@ -143,17 +139,6 @@ impl Coordinator {
         )))
     }
 
-    /// What is known of the rows of a base backup: what its newest drill that passed counted, if it counted any.
-    pub(crate) async fn drilled(&self, backup_id: &BackupId) -> Result<String, Refusal> {
-        let view = self.catalog.receipt(backup_id).await?;
-        let receipts = view.map(|view| view.verifications).unwrap_or_default();
-        Ok(drilled(
-            receipts
-                .into_iter()
-                .filter_map(|receipt| serde_json::from_value(receipt).ok()),
-        ))
-    }
-
     /// The moment that a request names, planned for: from the named base backup, or from the one that suits best.
     pub(crate) async fn recover(
         &self,
@@ -195,17 +180,38 @@ impl Coordinator {
     }
 }
 
-/// What a person is told of the newest drill that passed.
-fn drilled(mut receipts: impl Iterator<Item = VerificationReceipt>) -> String {
-    let Some(receipt) = receipts.find(|receipt| receipt.integrity.validated) else {
-        return "no drill of it has passed: how many rows its tables hold is not known".to_owned();
+/// What the newest drill of a base backup counted, and what a person is told of it.
+pub(crate) fn drilled(
+    drill: Option<Drill>,
+    facts: &ClusterFacts,
+    backup_id: &BackupId,
+) -> (Option<ClusterTables>, String) {
+    let time = |time: DateTime<Utc>| time.format("%Y-%m-%d %H:%M:%SZ");
+    let unknown = |why: String| {
+        let note = format!(
+            "{why}: what its tables held is not known; `strongroom verify {backup_id}` recovers it for a trial and counts"
+        );
+        (None, note)
     };
-    let found = |name: &str| receipt.checks.iter().find(|check| check.name == name);
-    let at = receipt.completed_at.format("%Y-%m-%d %H:%M:%SZ");
-    match (found(ROWS_CHECK), found(DATABASES_CHECK)) {
-        (Some(rows), _) => format!("as of its drill at {at}: {}", rows.detail),
-        (None, Some(databases)) => format!("as of its drill at {at}, which counts no rows: {}", databases.detail),
-        (None, None) => format!("its drill at {at} counted no rows: how many its tables hold is not known"),
+    match drill {
+        None => unknown("no drill of it has ended".to_owned()),
+        Some(drill) if !drill.passed => unknown(format!("its newest drill, at {}, failed", time(drill.completed_at))),
+        Some(Drill {
+            tables: None,
+            completed_at,
+            ..
+        }) => unknown(format!("of its drill at {} no counts are kept", time(completed_at))),
+        Some(Drill {
+            tables, completed_at, ..
+        }) => {
+            let note = format!(
+                "what its tables held then is as of the end of the base backup at {}, counted by its drill at {}: what later \
+                 WAL changes is not in these figures",
+                time(facts.stopped_at),
+                time(completed_at)
+            );
+            (tables, note)
+        }
     }
 }
 
@@ -261,40 +267,45 @@ fn timeline_base(backup: &ClusterBackup, usable: bool) -> TimelineBase {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
-    fn receipt(validated: bool, checks: &[(&str, &str)]) -> VerificationReceipt {
-        let checks: Vec<_> = checks
-            .iter()
-            .map(|(name, detail)| json!({ "name": name, "outcome": "passed", "detail": detail }))
-            .collect();
-        serde_json::from_value(json!({
-            "schema": strongroom_proto::receipt::VERIFICATION_RECEIPT_SCHEMA,
-            "job_id": "01890000-0000-7000-8000-000000000001", "attempt": 1,
-            "backup_id": "bkp-20261121-090000Z-000000000001", "backup_receipt_sha256": "0".repeat(64), "target": "shop",
-            "started_at": "2026-11-21T09:00:00Z", "completed_at": "2026-11-21T09:05:00Z",
-            "integrity": { "validated": validated, "validation_method": null, "validated_at": null },
-            "checks": checks, "operator": { "initiated_by": "automation", "principal": "verifier" },
-            "software": "test", "notes": ""
-        }))
-        .unwrap()
-    }
-
     #[test]
-    fn a_drill_tells_its_rows_where_it_counted_them_and_says_so_where_it_did_not() {
-        let databases = ("databases", "2 databases answer, with 800 relations");
-        let rows = ("row counts", "expected 7 rows in 1 tables, found 7");
-        let told = |receipts: Vec<VerificationReceipt>| drilled(receipts.into_iter());
-        let counted = told(vec![receipt(false, &[]), receipt(true, &[databases, rows])]);
-        assert_eq!(
-            counted,
-            "as of its drill at 2026-11-21 09:05:00Z: expected 7 rows in 1 tables, found 7"
+    fn counts_of_a_drill_are_shown_with_their_moment_and_without_them_it_is_said_how_to_get_some() {
+        let facts: ClusterFacts = serde_json::from_value(serde_json::json!({
+            "system_identifier": "7400000000000000001", "timeline": 1, "start_lsn": "0/2000028", "stop_lsn": "0/2000100",
+            "stopped_at": "2026-11-21T09:00:00Z", "segment_bytes": 16 << 20
+        }))
+        .unwrap();
+        let backup_id: BackupId = "bkp-20261121-090000Z-000000000001".parse().unwrap();
+        let drill = |passed, tables| {
+            Some(Drill {
+                passed,
+                completed_at: "2026-11-21T09:05:00Z".parse().unwrap(),
+                tables,
+            })
+        };
+        let some = || Some(ClusterTables::default());
+        let (tables, note) = drilled(drill(true, some()), &facts, &backup_id);
+        assert_eq!(tables, some());
+        assert!(
+            note.contains("base backup at 2026-11-21 09:00:00Z, counted by its drill at 2026-11-21 09:05:00Z"),
+            "{note}"
         );
-        let uncounted = told(vec![receipt(true, &[databases])]);
-        assert!(uncounted.contains("counts no rows: 2 databases answer"), "{uncounted}");
-        assert!(told(vec![receipt(true, &[])]).contains("counted no rows"));
-        assert!(told(vec![receipt(false, &[rows])]).contains("no drill of it has passed"));
+        for (drill, why) in [
+            (None, "no drill of it has ended"),
+            (
+                drill(false, some()),
+                "its newest drill, at 2026-11-21 09:05:00Z, failed",
+            ),
+            (
+                drill(true, None),
+                "of its drill at 2026-11-21 09:05:00Z no counts are kept",
+            ),
+        ] {
+            let (tables, note) = drilled(drill, &facts, &backup_id);
+            assert_eq!(tables, None);
+            assert!(note.starts_with(why), "{note}");
+            assert!(note.contains(&format!("`strongroom verify {backup_id}`")), "{note}");
+        }
     }
 }

@@ -66,12 +66,6 @@ pub(crate) fn check(ask: &CreateRestore, form: Form) -> Result<Option<String>, R
             form.noun()
         )));
     }
-    if ask.dry_run && form == Form::Cluster {
-        return refused(
-            "dry_run is for backups of files and of databases, this one is of a whole cluster, which goes into an empty \
-             folder: the preview (POST /api/v1/restore/preview, --preview) says what would be done",
-        );
-    }
     if let Some(name) = misplaced(&of_clusters).filter(|_| form != Form::Cluster) {
         return Err(Refusal::Invalid(format!(
             "{name} is for base backups of clusters (method: physical_basebackup), this backup is of {}: leave it out",
@@ -115,14 +109,16 @@ pub(crate) fn check(ask: &CreateRestore, form: Form) -> Result<Option<String>, R
         .as_deref()
         .map(str::trim)
         .filter(|text| !text.is_empty());
+    let is_cluster_trial = ask.dry_run && form == Form::Cluster;
     match destination {
         Some(destination) => {
             check_destination(form, destination)?;
-            Ok(Some(destination.to_owned()))
+            // A cluster goes into an empty folder: there is nothing there to compare it with.
+            Ok((!is_cluster_trial).then(|| destination.to_owned()))
         }
         None if ask.in_place && form == Form::Tree(TargetKind::Files) => Ok(None),
-        // What would change is asked of the target's own database, which only the restorer's configuration knows.
-        None if ask.dry_run && form == Form::Database => Ok(None),
+        // What would change is asked of the target's own server, which only the restorer's configuration knows.
+        None if is_cluster_trial || (ask.dry_run && form == Form::Database) => Ok(None),
         None => {
             refused("no destination is given: name the database (postgres://host/db) or the folder to restore into")
         }
@@ -231,6 +227,7 @@ pub(crate) fn preview(
         content_bytes: backup.size_bytes,
         estimated_duration: estimate.map_or_else(|| "unknown".to_owned(), strongroom_policy::estimate::humanize),
         source,
+        tables: None,
         notes,
     }
 }
@@ -309,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_on_trial_is_the_targets_own_unless_another_is_named() {
+    fn a_database_on_trial_is_the_targets_own_unless_another_is_named_and_a_cluster_always_is() {
         let own = ask(|ask| (ask.dry_run, ask.destination) = (true, None));
         assert_eq!(check(&own, Form::Database).unwrap(), None);
         let other = ask(|ask| (ask.dry_run, ask.destination) = (true, Some("postgres://h/d".to_owned())));
@@ -317,7 +314,16 @@ mod tests {
             check(&other, Form::Database).unwrap().as_deref(),
             Some("postgres://h/d")
         );
+        let folder = ask(|ask| ask.dry_run = true);
+        for cluster in [&own, &folder] {
+            assert_eq!(
+                check(cluster, Form::Cluster).unwrap(),
+                None,
+                "a cluster is compared with the one that runs"
+            );
+        }
         assert!(refusal(Form::Database, |ask| ask.destination = None).contains("no destination"));
+        assert!(refusal(Form::Cluster, |ask| ask.destination = None).contains("no destination"));
         assert!(refusal(Form::Tree(TargetKind::Command), |ask| *ask = own.clone()).contains("no destination"));
     }
 
@@ -345,7 +351,6 @@ mod tests {
             assert!(refusal(form, |ask| ask.tables = vec!["a.b.c".to_owned()]).contains("tables is for"));
         }
         let cluster = Form::Cluster;
-        assert!(refusal(cluster, |ask| ask.dry_run = true).contains("this one is of a whole cluster"));
         assert!(
             refusal(cluster, |ask| ask.destination = Some("postgres://h/d".to_owned())).contains("an empty folder")
         );

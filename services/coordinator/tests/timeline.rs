@@ -268,7 +268,10 @@ async fn a_moment_is_recovered_from_the_right_base_backup_or_refused_with_the_bo
     );
     assert_eq!(wal["seconds_before_end"], 100);
     let notes = preview["notes"].to_string();
-    assert!(notes.contains("how many rows its tables hold is not known"), "{notes}");
+    assert!(
+        notes.contains("no drill of it has ended: what its tables held is not known"),
+        "{notes}"
+    );
     let jobs = running
         .postgres
         .psql("catalog", "SELECT count(*) FROM backup_jobs WHERE kind = 'restore'")

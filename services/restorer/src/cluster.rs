@@ -5,14 +5,17 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use strongroom_connectors::postgres::DrillConfig;
+use strongroom_connectors::postgres::physical::ClusterTarget;
 use strongroom_connectors::postgres::recovery::{
     self, RecoveryError, RecoveryProgress, RecoveryRequest, VaultWal, drill_cluster,
 };
 use strongroom_connectors::postgres::wal::{FetchBucket, FetchSettings, Hidden};
+use strongroom_connectors::postgres::{DrillConfig, count_cluster};
 use strongroom_proto::JobId;
+use strongroom_proto::cluster_tables::ClusterTables;
 use strongroom_proto::manifest::EntrySource;
 use strongroom_proto::receipt::Check;
+use strongroom_proto::restore::RestoreChanges;
 use strongroom_proto::wal::{ClusterFacts, Leave, Lsn, Recovery, RecoveryTarget, WalSource};
 use strongroom_runtime::Config;
 use strongroom_runtime::entry::one_line;
@@ -66,6 +69,8 @@ pub(crate) struct Physical {
     fetching: Fetching,
     job: JobId,
     runtime: Handle,
+    /// Of a dry run: what its drill counted.
+    pub(crate) drilled: Option<ClusterTables>,
 }
 
 impl Physical {
@@ -76,6 +81,7 @@ impl Physical {
             source,
             fetching,
             job,
+            drilled: None,
             runtime: Handle::current(),
         }
     }
@@ -88,10 +94,12 @@ impl Physical {
 
     /// Recovers it in scratch space.
     pub(crate) fn drill(&self, source: &dyn EntrySource, drill: &DrillConfig) -> Result<Vec<Check>, RestoreFailed> {
-        drill_cluster(source, &self.facts, self.wal(None), drill, &mut told).map_err(|error| recovery_failed(&error))
+        drill_cluster(source, &self.facts, self.wal(None), drill, &mut told)
+            .map(|drilled| drilled.checks)
+            .map_err(|error| recovery_failed(&error))
     }
 
-    /// Recovers it at its destination.
+    /// Recovers it at its destination; on trial, says what its target's tables held then and hold now.
     pub(crate) fn restore(
         &self,
         source: &dyn EntrySource,
@@ -99,6 +107,9 @@ impl Physical {
         params: &Params,
         drill: &DrillConfig,
     ) -> Result<Restored, RestoreFailed> {
+        if params.dry_run {
+            return self.compare(destination, params);
+        }
         let destination = Path::new(destination);
         if !destination.is_absolute() {
             return Err(refused(format!(
@@ -136,6 +147,32 @@ impl Physical {
             checks: recovered.checks,
             notes: recovered.notes.join("; "),
             changes: None,
+            skipped: Vec::new(),
+        })
+    }
+
+    fn compare(&self, url: &str, params: &Params) -> Result<Restored, RestoreFailed> {
+        let drilled = self.drilled.clone().ok_or_else(|| {
+            refused(
+                "no drill that passed has counted the tables of this backup: verify it (`strongroom verify`), then ask again"
+                    .to_owned(),
+            )
+        })?;
+        let url = url
+            .parse()
+            .map_err(|error| refused(format!("the target's url is not understood: {error}")))?;
+        // Somebody waits for the answer, and that the cluster cannot be reached is one.
+        let now = count_cluster(&ClusterTarget::new(url)).map_err(|error| refused(one_line(&error)))?;
+        Ok(Restored {
+            bytes: 0,
+            checks: Vec::new(),
+            notes: String::new(),
+            changes: Some(RestoreChanges {
+                dry_run: true,
+                destination: params.destination.clone(),
+                cluster: Some(drilled.beside(now)),
+                ..RestoreChanges::default()
+            }),
             skipped: Vec::new(),
         })
     }

@@ -14,7 +14,7 @@ mod tree;
 use std::sync::Arc;
 
 use chrono::Utc;
-use strongroom_catalog::{ClaimedJob, FinishedRestore};
+use strongroom_catalog::{Catalog, ClaimedJob, FinishedRestore};
 use strongroom_connectors::files::{self, Lacks};
 use strongroom_connectors::postgres::{self, DrillConfig};
 use strongroom_connectors::{Stop, StreamsAsFiles};
@@ -40,6 +40,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     let service = Service::connect(&loaded, WorkService::Restore).await?;
     let restorer = Restorer {
         targets: service.targets.clone(),
+        catalog: service.catalog.clone(),
         fetching: cluster::Fetching::of(config)?,
         vaulted: Vaulted::open(config, "restorer").await?,
         identity: Arc::new(identity(config)?),
@@ -54,6 +55,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
 
 struct Restorer {
     targets: TargetBook,
+    catalog: Catalog,
     vaulted: Vaulted,
     identity: Arc<Identity>,
     drill: DrillConfig,
@@ -65,7 +67,7 @@ struct Restored {
     bytes: u64,
     checks: Vec<Check>,
     notes: String,
-    /// For a tree of files, and for a database on trial.
+    /// For a tree of files, and for a database or a cluster on trial.
     changes: Option<RestoreChanges>,
     /// What could not be restored, whole or in part.
     skipped: Vec<Missing>,
@@ -136,10 +138,16 @@ impl JobHandler for Restorer {
             Ok(reader) => reader,
             Err(error) => return failed(error.is_retryable(), one_line(&error)),
         };
-        let physical = backup.source.cluster.clone().map(|facts| {
+        let mut physical = backup.source.cluster.clone().map(|facts| {
             let source = Arc::new(vault.wal_reader(self.identity.clone()));
             Box::new(cluster::Physical::new(facts, source, self.fetching.clone(), job.id))
         });
+        if let Some(physical) = physical.as_mut().filter(|_| params.dry_run) {
+            physical.drilled = match self.catalog.newest_drill(&job.backup_id).await {
+                Ok(drill) => drill.filter(|drill| drill.passed).and_then(|drill| drill.tables),
+                Err(error) => return failed(true, one_line(&error)),
+            };
+        }
         let restored = tokio::task::spawn_blocking({
             let (drill, context, params, kind) = (self.drill.clone(), context.clone(), params.clone(), job.target_kind);
             let second_attempt = job.retry_count > 0;

@@ -57,7 +57,7 @@ impl Params {
     }
 
     /// Where to: what the request said; in place, where the configuration says that the target lies; of a database on
-    /// trial, the target's own as the configuration has it, with its password. A scenario lies where the backup found it.
+    /// trial, or a cluster, the target's own as the configuration has it, with its password. A scenario lies where the backup found it.
     /// Otherwise why that is not known.
     pub(crate) fn destination(
         &self,
@@ -69,7 +69,16 @@ impl Params {
             return Ok(said.clone());
         }
         if job.target_kind == TargetKind::Postgres && self.dry_run {
-            return own_database(job, target);
+            return match backup.source.cluster {
+                Some(_) => own_url(target)?.ok_or_else(|| {
+                    format!(
+                        "how target {0} is reached is not known here, so what its tables hold now is not either: configure {0} \
+                         on the restorer too",
+                        job.target
+                    )
+                }),
+                None => own_database(job, target),
+            };
         }
         let configured = target.and_then(|target| Some(target.path?.display().to_string()));
         let recorded = backup.source.path.clone().filter(|_| job.target.is_scenario());
@@ -82,14 +91,18 @@ impl Params {
     }
 }
 
+/// How a target's server is reached, with its password; `None` where the configuration does not know the target.
+fn own_url(target: Option<TargetConfig>) -> Result<Option<String>, String> {
+    match target.map(|target| target.connection_url()) {
+        Some(Ok(url)) => Ok(url.map(|url| url.expose().to_owned())),
+        Some(Err(error)) => Err(one_line(&error)),
+        None => Ok(None),
+    }
+}
+
 /// The database that a target is of.
 fn own_database(job: &ClaimedJob, target: Option<TargetConfig>) -> Result<String, String> {
-    let url = match target.map(|target| target.connection_url()) {
-        Some(Ok(url)) => url,
-        Some(Err(error)) => return Err(one_line(&error)),
-        None => None,
-    };
-    url.map(|url| url.expose().to_owned()).ok_or_else(|| {
+    own_url(target)?.ok_or_else(|| {
         format!(
             "no destination is given, and how target {0} is reached is not known here: name the database to compare with \
              (destination, --destination postgres://user@host/database), or configure {0} on the restorer too",

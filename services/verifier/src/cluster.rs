@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use strongroom_connectors::postgres::DrillConfig;
-use strongroom_connectors::postgres::recovery::{RecoveryProgress, VaultWal, drill_cluster};
+use strongroom_connectors::postgres::recovery::{Drilled, RecoveryProgress, VaultWal, drill_cluster};
 use strongroom_proto::manifest::EntrySource;
-use strongroom_proto::receipt::Check;
 use strongroom_proto::wal::{ClusterFacts, WalSource};
 use strongroom_runtime::entry::one_line;
 use tokio::runtime::Handle;
@@ -29,7 +28,7 @@ impl Physical {
     }
 
     /// Recovers it for real.
-    pub(crate) fn drill(&self, source: &dyn EntrySource, config: &DrillConfig) -> Result<Vec<Check>, CannotTry> {
+    pub(crate) fn drill(&self, source: &dyn EntrySource, config: &DrillConfig) -> Result<Drilled, CannotTry> {
         let mut told = |progress: RecoveryProgress| tracing::info!(?progress, "drill of a cluster");
         drill_cluster(source, &self.facts, self.wal.clone(), config, &mut told).map_err(|error| CannotTry {
             message: one_line(&error),

@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use chrono::Utc;
 use strongroom_catalog::{ClaimedJob, FinishedVerification};
+use strongroom_connectors::postgres::recovery::Drilled;
 use strongroom_connectors::postgres::{self, DrillConfig};
 use strongroom_connectors::{Stop, StreamsAsFiles, files};
 use strongroom_proto::TargetKind;
+use strongroom_proto::cluster_tables::ClusterTables;
 use strongroom_proto::manifest::EntrySource;
 use strongroom_proto::receipt::{
     Check, CheckOutcome, Integrity, VERIFICATION_RECEIPT_SCHEMA, ValidationMethod, VerificationReceipt,
@@ -81,10 +83,14 @@ impl JobHandler for Verifier {
             Ok(check) => vec![check],
             Err(error) => return failed(error.retryable, error.message),
         };
+        let mut tables = None;
         // A vault that is damaged is not restored from: what is damaged is named instead.
         if checks.iter().all(|check| check.outcome == CheckOutcome::Passed) {
             match self.try_restore(&job, &committed, &context).await {
-                Ok(more) => checks.extend(more),
+                Ok(drilled) => {
+                    checks.extend(drilled.checks);
+                    tables = drilled.tables;
+                }
                 Err(_) if context.stop().is_cancelled() => return Outcome::Stopped,
                 Err(error) => return failed(error.retryable, error.message),
             }
@@ -92,7 +98,7 @@ impl JobHandler for Verifier {
         if context.stop().is_cancelled() || !context.holds_lease(&job).await {
             return Outcome::Stopped;
         }
-        self.commit(&job, &committed, checks).await
+        self.commit(&job, &committed, checks, tables).await
     }
 }
 
@@ -132,7 +138,7 @@ impl Verifier {
         job: &ClaimedJob,
         committed: &CommittedReceipt,
         context: &AttemptContext,
-    ) -> Result<Vec<Check>, CannotTry> {
+    ) -> Result<Drilled, CannotTry> {
         let reader = match self.vaulted.vault.open_backup(&job.backup_id, &self.identity).await {
             Ok(reader) => reader,
             Err(error) if error.is_retryable() => {
@@ -141,7 +147,7 @@ impl Verifier {
                     retryable: true,
                 });
             }
-            Err(error) => return Ok(vec![unreadable(&error)]),
+            Err(error) => return Ok(without_tables(vec![unreadable(&error)])),
         };
         let what = match &committed.receipt.source.cluster {
             None => What::Entries(job.target_kind),
@@ -160,7 +166,13 @@ impl Verifier {
             })?
     }
 
-    async fn commit(&self, job: &ClaimedJob, committed: &CommittedReceipt, checks: Vec<Check>) -> Outcome {
+    async fn commit(
+        &self,
+        job: &ClaimedJob,
+        committed: &CommittedReceipt,
+        checks: Vec<Check>,
+        tables: Option<ClusterTables>,
+    ) -> Outcome {
         // Skipped is not passed, and no check proves nothing.
         let validated = !checks.is_empty() && checks.iter().all(|check| check.outcome == CheckOutcome::Passed);
         let now = Utc::now();
@@ -189,16 +201,25 @@ impl Verifier {
             .put_verification(&receipt, &self.vaulted.signer)
             .await
         {
-            Ok(sha256) => Outcome::Verification(Box::new(FinishedVerification { receipt, sha256 })),
-            Err(CommitError::AlreadyExists { .. }) => self.adopt(job).await,
+            Ok(sha256) => Outcome::Verification(Box::new(FinishedVerification {
+                receipt,
+                sha256,
+                tables,
+            })),
+            Err(CommitError::AlreadyExists { .. }) => self.adopt(job, tables).await,
             Err(error) => failed(error.is_retryable(), one_line(&error)),
         }
     }
 
-    /// An earlier attempt left its receipt and died before the catalog knew: its finding stands.
-    async fn adopt(&self, job: &ClaimedJob) -> Outcome {
+    /// An earlier attempt left its receipt and died before the catalog knew: its finding stands. What this one counted is the
+    /// same.
+    async fn adopt(&self, job: &ClaimedJob, tables: Option<ClusterTables>) -> Outcome {
         match self.vaulted.vault.verification(&job.backup_id, job.id).await {
-            Ok(Some((receipt, sha256))) => Outcome::Verification(Box::new(FinishedVerification { receipt, sha256 })),
+            Ok(Some((receipt, sha256))) => Outcome::Verification(Box::new(FinishedVerification {
+                receipt,
+                sha256,
+                tables,
+            })),
             Ok(None) => Outcome::Retry("the verification receipt of an earlier attempt is gone again".to_owned()),
             Err(error) => failed(error.is_retryable(), one_line(&error)),
         }
@@ -210,7 +231,7 @@ fn restore_and_compare(
     what: &What,
     drill: &DrillConfig,
     context: &AttemptContext,
-) -> Result<Vec<Check>, CannotTry> {
+) -> Result<Drilled, CannotTry> {
     let source = WatchedSource::new(reader, context);
     let stop = Stop::default();
     let _watch = context.on_stop({
@@ -221,7 +242,7 @@ fn restore_and_compare(
         What::Cluster(physical) => return stop.run(|| physical.drill(&source, drill)),
         What::Entries(kind) => *kind,
     };
-    match kind {
+    let checks = match kind {
         TargetKind::Postgres => stop.run(|| postgres::drill(&source, drill)).map_err(|error| CannotTry {
             message: one_line(&error),
             retryable: error.is_retryable(),
@@ -239,7 +260,13 @@ fn restore_and_compare(
             message: format!("backups of kind {kind} cannot be verified by this version: upgrade the verifier"),
             retryable: false,
         }),
-    }
+    };
+    checks.map(without_tables)
+}
+
+/// Of what is no whole cluster.
+fn without_tables(checks: Vec<Check>) -> Drilled {
+    Drilled { checks, tables: None }
 }
 
 fn tempfile_in(dir: &PathBuf) -> Result<tempfile::TempDir, CannotTry> {

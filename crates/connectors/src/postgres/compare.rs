@@ -123,7 +123,7 @@ fn tables(sql: &mut Sql) -> Result<BTreeMap<Name, TableSize>, SqlError> {
 }
 
 /// Ends the statement of a session when the operation of this thread is stopped.
-fn stoppable<T>(sql: &mut Sql, ask: impl FnOnce(&mut Sql) -> Result<T, SqlError>) -> Result<T, SqlError> {
+pub(super) fn stoppable<T, E>(sql: &mut Sql, ask: impl FnOnce(&mut Sql) -> Result<T, E>) -> Result<T, E> {
     let (stop, cancel) = (Stop::current(), sql.canceller());
     let (done, ended) = channel::<()>();
     std::thread::scope(|scope| {

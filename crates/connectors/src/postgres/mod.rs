@@ -11,6 +11,7 @@
 pub mod archive;
 mod checks;
 mod cluster;
+mod cluster_tables;
 mod compare;
 mod counting;
 mod create;
@@ -38,6 +39,7 @@ pub use checks::{
     CHECKS_SCHEMA, Checks, DatabaseChecks, ExtensionChecks, GrantChecks, LargeObjectChecks, SettingChecks, TableChecks,
 };
 pub use cluster::{Cluster, ClusterError, ClusterOptions, ServerBinaries, StopMode};
+pub use cluster_tables::count_cluster;
 pub use compare::compare;
 pub use drill::{DrillConfig, DrillError, drill};
 pub use dump::{DumpError, DumpReport, dump};

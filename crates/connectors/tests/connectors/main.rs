@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod cluster;
+mod cluster_tables;
 mod command;
 mod compare;
 mod drill;

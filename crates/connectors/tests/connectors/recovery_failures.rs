@@ -258,7 +258,9 @@ fn a_drill_recovers_for_real_and_tells_a_bad_backup_from_a_vault_that_is_away() 
             bin_dirs: extra_dirs(),
         };
         let wal = FolderWal::of(&source);
-        let checks = drill_cluster(&backup, &facts, wal.clone(), &config, &mut |_| {}).unwrap();
+        let checks = drill_cluster(&backup, &facts, wal.clone(), &config, &mut |_| {})
+            .unwrap()
+            .checks;
         let outcomes: Vec<(&str, CheckOutcome)> = checks
             .iter()
             .map(|check| (check.name.as_str(), check.outcome))
@@ -282,7 +284,9 @@ fn a_drill_recovers_for_real_and_tells_a_bad_backup_from_a_vault_that_is_away() 
             .unwrap();
         let path = page.0.path.clone();
         damaged.content_mut(&path)[4000] ^= 1;
-        let checks = drill_cluster(&damaged, &facts, wal.clone(), &config, &mut |_| {}).unwrap();
+        let checks = drill_cluster(&damaged, &facts, wal.clone(), &config, &mut |_| {})
+            .unwrap()
+            .checks;
         assert_eq!(checks[0].outcome, CheckOutcome::Failed, "{checks:?}");
         assert!(checks[0].detail.contains("global/1262"), "{checks:?}");
 

@@ -38,7 +38,7 @@ impl ClusterTarget {
         }
     }
 
-    pub(super) fn endpoint(&self) -> Result<Endpoint, TargetError> {
+    pub(crate) fn endpoint(&self) -> Result<Endpoint, TargetError> {
         let mut url = self.url.clone();
         let names_one = url.query_pairs().any(|(name, _)| name == "dbname");
         if !names_one && url.path().trim_start_matches('/').is_empty() {

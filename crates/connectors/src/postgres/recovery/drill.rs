@@ -7,8 +7,11 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use rustix::process::Signal;
+use strongroom_proto::cluster_tables::ClusterTables;
+use strongroom_proto::database_changes::TableSize;
 use strongroom_proto::manifest::EntrySource;
 use strongroom_proto::receipt::{Check, CheckOutcome};
+use strongroom_proto::restore::TableName;
 use strongroom_proto::wal::{ClusterFacts, Leave, Recovery, RecoveryTarget};
 
 use super::data_folder::FILES_CHECK;
@@ -17,8 +20,11 @@ use super::feed::WalFetch;
 use super::replay::Live;
 use super::{Durability, Prepared, RecoveryProgress, RecoveryRequest};
 use crate::child::describe;
+use crate::postgres::DrillConfig;
+use crate::postgres::cluster_tables::{self, Table};
+use crate::postgres::compare::stoppable;
 use crate::postgres::run_as::clean_environment;
-use crate::postgres::{DrillConfig, quote};
+use crate::postgres::sql::{Sql, SqlError};
 use crate::scratch::ScratchDir;
 
 const SCRATCH_PREFIX: &str = "drill-";
@@ -26,16 +32,35 @@ const RECOVERY: &str = "recovery";
 const DATABASES: &str = "databases";
 const CHECKSUMS: &str = "page checksums";
 const SAID_LINES_MAX: usize = 5;
+/// SQLSTATE `lock_not_available`.
+const LOCKED: &str = "55P03";
 
-/// Lays a base backup down in scratch space, recovers it to where it is consistent with the vault's WAL, connects to every
-/// database, and has the checksums of all pages checked.
+/// Makes a session count, whatever the cluster's own settings for its databases and roles say: for as long as it takes,
+/// and by reading the tables themselves.
+const COUNTING: &str = "
+    SET ROLE NONE; SET search_path = pg_catalog; SET enable_indexscan = off; SET enable_indexonlyscan = off;
+    SET lock_timeout = '2s';
+    SELECT set_config(name, '0', false) FROM pg_settings
+    WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_session_timeout')";
+
+/// What a drill has found.
+#[derive(Debug)]
+pub struct Drilled {
+    /// Each step, and how it ended.
+    pub checks: Vec<Check>,
+    /// What the tables held, where all of them could be read.
+    pub tables: Option<ClusterTables>,
+}
+
+/// Lays a base backup down in scratch space, recovers it to where it is consistent with the vault's WAL, counts the rows of
+/// every table of every database, and has the checksums of all pages checked.
 pub fn drill_cluster(
     source: &dyn EntrySource,
     facts: &ClusterFacts,
     wal: Arc<dyn WalFetch>,
     config: &DrillConfig,
     progress: &mut dyn FnMut(RecoveryProgress),
-) -> Result<Vec<Check>, RecoveryError> {
+) -> Result<Drilled, RecoveryError> {
     std::fs::create_dir_all(&config.scratch_dir).map_err(RecoveryError::file("create", &config.scratch_dir))?;
     let scratch = ScratchDir::create(&config.scratch_dir, SCRATCH_PREFIX, 0o711, |_| {})
         .map_err(RecoveryError::file("create a folder in", &config.scratch_dir))?;
@@ -68,8 +93,12 @@ pub fn drill_cluster(
         Err(error) => return bad_backup(checks, RECOVERY, error),
     };
     checks.append(&mut live.checks);
-    checks.push(match visit_databases(&mut live) {
-        Ok(detail) => check(DATABASES, CheckOutcome::Passed, detail),
+    let mut tables = None;
+    checks.push(match count_databases(&mut live) {
+        Ok((counted, detail)) => {
+            tables = Some(counted);
+            check(DATABASES, CheckOutcome::Passed, detail)
+        }
         Err(error) if !error.is_about_backup() => return Err(error),
         Err(error) => check(DATABASES, CheckOutcome::Failed, one_line(&error)),
     });
@@ -77,46 +106,57 @@ pub fn drill_cluster(
     live.process.stop(Signal::INT);
     drop(live);
     checks.push(check_pages(&prepared)?);
-    Ok(checks)
+    Ok(Drilled { checks, tables })
 }
 
-/// Connects to every database and counts its relations; what was found.
-fn visit_databases(live: &mut Live) -> Result<String, RecoveryError> {
+/// Connects to every database and counts the rows of its tables, the server's own among them: a catalog that is damaged
+/// is found as well. What users' tables hold, and what was found in a few words.
+fn count_databases(live: &mut Live) -> Result<(ClusterTables, String), RecoveryError> {
     let ask = || RecoveryError::sql("ask");
     let mut sql = live
         .door
         .connect("postgres")
         .or_else(|_| live.door.connect("template1"))
         .map_err(ask())?;
-    let databases = sql
-        .column("SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")
-        .map_err(ask())?;
+    let databases = cluster_tables::databases(&mut sql).map_err(ask())?;
     let mut relations = 0;
+    let mut counted: Vec<(TableName, TableSize)> = Vec::new();
     for database in &databases {
         let mut sql = live.door.connect(database).map_err(ask())?;
-        relations += sql.number("SELECT count(*) FROM pg_class").map_err(ask())?;
-        // Catalogs alone might be whole: of every table that has rows, the first is read as well.
-        let tables = sql
-            .rows(
-                "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind = 'r' AND c.relpersistence = 'p'",
-            )
-            .map_err(ask())?;
-        for table in tables {
-            let mut name = table
-                .into_iter()
-                .map(|part| quote::identifier(&part.unwrap_or_default()));
-            let (Some(schema), Some(table)) = (name.next(), name.next()) else {
-                continue;
-            };
-            sql.run(&format!("SELECT 1 FROM ONLY {schema}.{table} LIMIT 1"))
-                .map_err(ask())?;
-        }
+        stoppable(&mut sql, |sql| -> Result<(), RecoveryError> {
+            sql.run(COUNTING).map_err(ask())?;
+            relations += sql.number("SELECT count(*) FROM pg_class").map_err(ask())?;
+            for table in cluster_tables::tables(sql).map_err(ask())? {
+                let name = table.named(database);
+                let size = count(sql, &table).map_err(RecoveryError::sql(format!("count the rows of {name} in")))?;
+                if !table.is_system {
+                    counted.push((name, size));
+                }
+            }
+            Ok(())
+        })?;
     }
-    Ok(format!(
-        "{} databases answer, with {relations} relations",
-        databases.len()
-    ))
+    let unread = counted.iter().filter(|(_, size)| size.rows.is_none()).count();
+    let rows: u64 = counted.iter().filter_map(|(_, size)| size.rows).sum();
+    let mut detail = format!(
+        "{} databases answer, with {relations} relations and {rows} rows in {} tables",
+        databases.len(),
+        counted.len() - unread
+    );
+    if unread > 0 {
+        detail.push_str(&format!(
+            "; {unread} tables were not counted: a prepared transaction locks them, or an extension stores them"
+        ));
+    }
+    Ok((ClusterTables::drilled(counted), detail))
+}
+
+/// How large a table is; not known of one that a prepared transaction of the cluster keeps locked.
+fn count(sql: &mut Sql, table: &Table) -> Result<TableSize, SqlError> {
+    match cluster_tables::size(sql, table) {
+        Err(error) if error.code() == Some(LOCKED) => Ok(TableSize::default()),
+        counted => counted,
+    }
 }
 
 /// Has every page's checksum checked, where the cluster has them.
@@ -163,7 +203,7 @@ fn check_pages(prepared: &Prepared) -> Result<Check, RecoveryError> {
 }
 
 /// The failed check of a backup that is bad, or the error where the reason lies here.
-fn bad_backup(mut checks: Vec<Check>, name: &str, error: RecoveryError) -> Result<Vec<Check>, RecoveryError> {
+fn bad_backup(mut checks: Vec<Check>, name: &str, error: RecoveryError) -> Result<Drilled, RecoveryError> {
     if !error.is_about_backup() {
         return Err(error);
     }
@@ -175,7 +215,7 @@ fn bad_backup(mut checks: Vec<Check>, name: &str, error: RecoveryError) -> Resul
             "skipped: the server was not recovered".to_owned(),
         ));
     }
-    Ok(checks)
+    Ok(Drilled { checks, tables: None })
 }
 
 fn check(name: &str, outcome: CheckOutcome, detail: String) -> Check {

@@ -149,7 +149,7 @@ pub enum RecoveryError {
     #[error("{doing} the recovered server: {problem}; try again, and where it stays so choose another backup")]
     Sql {
         /// The question.
-        doing: &'static str,
+        doing: String,
         /// What it means.
         problem: String,
         /// What was said.
@@ -201,7 +201,8 @@ impl RecoveryError {
     }
 
     /// A question that was not answered.
-    pub(super) fn sql(doing: &'static str) -> impl FnOnce(SqlError) -> Self {
+    pub(super) fn sql(doing: impl Into<String>) -> impl FnOnce(SqlError) -> Self {
+        let doing = doing.into();
         move |source| Self::Sql {
             doing,
             problem: source.problem().to_string(),

@@ -36,7 +36,7 @@ use self::replay::{Live, Replay};
 use super::cluster::{ClusterError, ServerBinaries};
 use super::run_as::RunAs;
 
-pub use self::drill::drill_cluster;
+pub use self::drill::{Drilled, drill_cluster};
 pub use self::error::RecoveryError;
 pub use self::feed::WalFetch;
 pub use self::running::Running;
