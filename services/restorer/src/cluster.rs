@@ -163,18 +163,11 @@ impl Physical {
             .map_err(|error| refused(format!("the target's url is not understood: {error}")))?;
         // Somebody waits for the answer, and that the cluster cannot be reached is one.
         let now = count_cluster(&ClusterTarget::new(url)).map_err(|error| refused(one_line(&error)))?;
-        Ok(Restored {
-            bytes: 0,
-            checks: Vec::new(),
-            notes: String::new(),
-            changes: Some(RestoreChanges {
-                dry_run: true,
-                destination: params.destination.clone(),
-                cluster: Some(drilled.beside(now)),
-                ..RestoreChanges::default()
-            }),
-            skipped: Vec::new(),
-        })
+        Ok(Restored::on_trial(RestoreChanges {
+            destination: params.destination.clone(),
+            cluster: Some(drilled.beside(now)),
+            ..RestoreChanges::default()
+        }))
     }
 
     /// How the server that is started later asks for WAL.

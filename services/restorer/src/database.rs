@@ -51,16 +51,9 @@ fn compare(
         // Somebody waits for the answer, and that the destination cannot be reached is one.
         retryable: error.is_retryable() && matches!(error, RestoreError::Read { .. }),
     })?;
-    Ok(Restored {
-        bytes: 0,
-        checks: Vec::new(),
-        notes: String::new(),
-        changes: Some(RestoreChanges {
-            dry_run: true,
-            destination: params.destination.clone(),
-            database: Some(database),
-            ..RestoreChanges::default()
-        }),
-        skipped: Vec::new(),
-    })
+    Ok(Restored::on_trial(RestoreChanges {
+        destination: params.destination.clone(),
+        database: Some(database),
+        ..RestoreChanges::default()
+    }))
 }

@@ -73,6 +73,22 @@ struct Restored {
     skipped: Vec<Missing>,
 }
 
+impl Restored {
+    /// Nothing: only what would change was looked for.
+    fn on_trial(changes: RestoreChanges) -> Self {
+        Self {
+            bytes: 0,
+            checks: Vec::new(),
+            notes: String::new(),
+            changes: Some(RestoreChanges {
+                dry_run: true,
+                ..changes
+            }),
+            skipped: Vec::new(),
+        }
+    }
+}
+
 /// What a backup holds.
 enum What {
     /// What its kind of target is restored from.
